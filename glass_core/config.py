@@ -1,0 +1,97 @@
+"""Frozen configuration of the engine, and where models live on disk. Built once at the edge; defaults written once."""
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from glass_core.errors import ConfigurationError, ModelNotFoundError
+
+DEFAULT_MODEL = "smollm2-135m"
+PREPARED_MANIFEST = "glass.json"
+_MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """Limits of continuous batching. `max_step_tokens` is one step's token budget (prefill chunks + decode rows)."""
+
+    max_num_sequences: int = 16
+    max_step_tokens: int = 512
+    max_waiting: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_sequences", "max_step_tokens", "max_waiting"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.max_step_tokens < self.max_num_sequences:
+            raise ConfigurationError(
+                f"max_step_tokens ({self.max_step_tokens}) must be at least max_num_sequences "
+                f"({self.max_num_sequences}): every running sequence needs one token a step"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Memory budgets in bytes: the KV cache, and packed weight views of sparse requests (runners whose views copy)."""
+
+    block_size: int = 16
+    kv_cache_bytes: int = 1 << 30
+    view_cache_bytes: int = 3 << 30
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "kv_cache_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.view_cache_bytes < 0:
+            raise ConfigurationError(f"view_cache_bytes must not be negative, got {self.view_cache_bytes}")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Everything needed to start an engine. `artifact_path` None means: the one shipped for this model, if any."""
+
+    model_path: Path
+    model_name: str
+    runner: str = "torch_runner"
+    dtype: str = "float32"
+    device: str = "cpu"
+    num_threads: int | None = None
+    max_model_len: int | None = None
+    artifact_path: Path | None = None
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+
+
+def glass_home() -> Path:
+    """`$GLASS_HOME`, else `glass` in the user's cache folder (XDG)."""
+    explicit = os.environ.get("GLASS_HOME")
+    if explicit:
+        return Path(explicit).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "glass"
+
+
+def models_directory() -> Path:
+    """Where `glass pull` puts prepared checkpoints, one folder per name."""
+    return glass_home() / "models"
+
+
+def resolve_model(name_or_path: str) -> Path:
+    """Folder of a pulled model name or of a local path.
+
+    Raises ModelNotFoundError, naming what is pulled and how to pull.
+    """
+    if _MODEL_NAME.fullmatch(name_or_path):
+        pulled = models_directory() / name_or_path
+        if (pulled / PREPARED_MANIFEST).is_file():
+            return pulled
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    available = sorted(p.parent.name for p in models_directory().glob(f"*/{PREPARED_MANIFEST}"))
+    known = ", ".join(available) if available else "none yet"
+    raise ModelNotFoundError(
+        f"no model {name_or_path!r}: it is neither a pulled model (pulled: {known}) nor a folder; "
+        f"run `glass pull {name_or_path}` first"
+    )

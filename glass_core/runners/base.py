@@ -1,0 +1,120 @@
+"""The Runner protocol: what the engine hands to a compute runner and what it gets back.
+
+Phase is data, not shape: a row says by its `plan` whether its tokens run densely and by `collect_statistics` whether
+they count for selection. A one-token prompt, the one-token tail of a chunked prefill, a recomputed answer after
+preemption (many tokens, under a plan) and a decode step are all just rows.
+
+Ownership: the engine owns sequences, plans and block tables; the runner owns weights, the KV pool and the weight views
+it builds for a sequence's plan. The views live from the first row that carries the plan until `release`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from glass_core.api import SamplingParams, StepCost
+from glass_core.config import EngineConfig
+from glass_core.models.spec import ModelSpec
+from glass_core.sparsity.local_stats import LocalStatistics
+from glass_core.sparsity.plan import SparsityPlan
+
+
+@dataclass(frozen=True, slots=True)
+class SampleInput:
+    """Ask for the next token of a row. `generated_token_ids` are the tokens drawn so far: their count is the index of
+    the draw (the random number depends on (seed, index) alone), their values feed the penalties."""
+
+    params: SamplingParams
+    prompt_token_ids: Sequence[int]
+    generated_token_ids: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """Consecutive tokens of one sequence to run in this step.
+
+    `token_ids` sit at positions start, start+1, …; keys and values of positions < start are already in the cache.
+    `block_table[i]` is the KV block of positions i*block_size …; it covers start + len(token_ids) positions.
+    `plan` None = dense. `sample` None = no token is drawn (an inner prefill chunk).
+    """
+
+    sequence_id: str
+    token_ids: tuple[int, ...]
+    start: int
+    block_table: tuple[int, ...]
+    plan: SparsityPlan | None = None
+    collect_statistics: bool = False
+    sample: SampleInput | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """Rows of distinct sequences, run together in one step."""
+
+    rows: tuple[StepRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """`token_id` when the row asked for one, `statistics` of this row's tokens when it asked, `cost` always."""
+
+    cost: StepCost
+    token_id: int | None = None
+    statistics: LocalStatistics | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Results in the order of the batch's rows."""
+
+    rows: tuple[RowResult, ...]
+
+
+class Runner(Protocol):
+    """A compute runner. One folder in `runners/`, found by name; its package has `load(config) -> Runner`."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Identity of the loaded weights, compared with the artifact's."""
+        ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def num_parameters(self) -> int: ...
+
+    @property
+    def num_kv_blocks(self) -> int:
+        """KV blocks that fit the configured memory budget."""
+        ...
+
+    def view_bytes(self, budgets: Sequence[int]) -> int:
+        """Bytes the views of a plan with these budgets (neurons per layer) will hold. 0 when views do not copy."""
+        ...
+
+    def neuron_magnitudes(self) -> npt.NDArray[np.float32]:
+        """||gate row|| * ||up row|| of every neuron, (num_layers, intermediate_size): the `magnitude` method's score."""
+        ...
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        """Run one step: write K/V of every row's tokens, draw the tokens asked for."""
+        ...
+
+    def release(self, sequence_id: str) -> None:
+        """Drop the sequence's views. Called on finish, abort and preemption; unknown ids are fine."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class RunnerModule(Protocol):
+    """What a runner package exports."""
+
+    def load(self, config: EngineConfig) -> Runner: ...
