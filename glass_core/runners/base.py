@@ -100,7 +100,7 @@ class Runner(Protocol):
         ...
 
     def neuron_magnitudes(self) -> npt.NDArray[np.float32]:
-        """||gate row|| * ||up row|| of every neuron, (num_layers, intermediate_size): the `magnitude` method's score."""
+        """||gate row|| * ||up row|| per neuron, (num_layers, intermediate_size): the `magnitude` method's score."""
         ...
 
     def execute(self, batch: StepBatch) -> StepResult:
