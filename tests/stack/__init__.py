@@ -1,0 +1,1 @@
+"""Tests of the deployment files, most of them against a real Prometheus."""
