@@ -1,19 +1,23 @@
 """LocalStatistics: what a prompt's own neurons did, as sums over tokens, so chunks add up to the whole.
 
-For token t with intermediate activation z_t (the input of down_proj) and zhat_t = z_t / ||z_t||_2:
+For token t with intermediate activation z_t (the input of down_proj) and zhat_t = z_t / max(||z_t||_2, NORM_EPSILON):
 
     l1:  a[j] = (1/T) * sum_t |zhat_t[j]|            GLASS's default
     l2:  a[j] = sqrt( sum_t zhat_t[j]^2 )            GRIFFIN (arXiv 2404.01365), exact
 
-An all-zero z_t contributes zero, never NaN.
+An all-zero z_t contributes zero, never NaN. Because each token is divided by its own norm, rescaling z changes nothing.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
+
+# Lower bound of a token's norm, our choice: torch.nn.functional.normalize's default, so runners agree by default.
+NORM_EPSILON = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,7 +28,30 @@ class LocalStatistics:
     sum_squares: FloatArray
     num_tokens: int
 
+    @classmethod
+    def zeros(cls, num_layers: int, intermediate_size: int) -> "LocalStatistics":
+        """Statistics of no tokens: the neutral element of addition."""
+        shape = (num_layers, intermediate_size)
+        return cls(np.zeros(shape, np.float32), np.zeros(shape, np.float32), 0)
+
+    @classmethod
+    def from_activations(cls, z: npt.NDArray[np.floating[Any]]) -> "LocalStatistics":
+        """Statistics of activations `z` (num_layers, num_tokens, intermediate_size): the reference for runners.
+
+        Computed in float64, because squares of small float32 activations underflow.
+        """
+        if z.ndim != 3:
+            raise ValueError(f"expected activations (num_layers, num_tokens, intermediate_size), got shape {z.shape}")
+        magnitude = np.abs(z.astype(np.float64))
+        norm = np.sqrt(np.square(magnitude).sum(axis=2, keepdims=True))
+        normalized = magnitude / np.maximum(norm, NORM_EPSILON)
+        sum_abs = normalized.sum(axis=1).astype(np.float32)
+        sum_squares = np.square(normalized).sum(axis=1).astype(np.float32)
+        return cls(sum_abs, sum_squares, z.shape[1])
+
     def __add__(self, other: "LocalStatistics") -> "LocalStatistics":
+        if self.sum_abs.shape != other.sum_abs.shape:  # numpy would broadcast one layer over all
+            raise ValueError(f"cannot add statistics of shapes {self.sum_abs.shape} and {other.sum_abs.shape}")
         return LocalStatistics(
             self.sum_abs + other.sum_abs,
             self.sum_squares + other.sum_squares,

@@ -1,0 +1,218 @@
+"""PlanSelector: from a request's sparsity parameters and its prompt's statistics to a SparsityPlan, once per request.
+
+Rank both sides, fuse them by lambda, keep each layer's budget. The model's side is ranked once per loaded model.
+"""
+
+from collections.abc import Callable, Mapping
+
+from glass_core.api import DENSE_METHOD, MAX_SPARSITY, SparsityParams
+from glass_core.errors import ArtifactMismatchError, EngineFailureError, InvalidRequestError, MissingStatisticsError
+from glass_core.sparsity.artifact import GlobalStatistics
+from glass_core.sparsity.budget import (
+    SENSITIVITY,
+    UNIFORM,
+    Profile,
+    layer_budgets,
+    sensitivity_profile,
+    uniform_profile,
+)
+from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
+from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.ranking import Ranks, fuse, ranks, share_within_top_k, top_k
+from glass_core.sparsity.selectors import load_selectors
+from glass_core.sparsity.selectors.base import ModelEvidence, Need, PromptEvidence, Selector
+
+DEFAULT_LAMBDA = 0.5
+
+_HOW_TO_MEASURE = {
+    Need.ACTIVATION: "activation statistics: `glass calibrate MODEL` makes them",
+    Need.IMPACT: "impact statistics: `glass calibrate MODEL` makes them",
+}
+_SENSITIVITY_MISSING = "needs layer sensitivities: `glass calibrate MODEL` makes them"
+
+
+class PlanSelector:
+    """Selects neurons for one loaded model. Not thread-safe: it belongs to the engine's thread.
+
+    `statistics` is the model's artifact, None without one (methods that need it are then unavailable).
+    `magnitudes()` gives the `magnitude` method's scores and is called at most once. `selectors` replaces the methods
+    found in `selectors/`, to compare variants of them.
+    Raises ArtifactMismatchError when the statistics are those of a model of another size.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        intermediate_size: int,
+        statistics: GlobalStatistics | None,
+        magnitudes: Callable[[], FloatArray],
+        selectors: Mapping[str, Selector] | None = None,
+    ) -> None:
+        self._shape = (num_layers, intermediate_size)
+        _check_size(statistics, self._shape)
+        self._selectors = load_selectors() if selectors is None else selectors
+        self._model = ModelEvidence(statistics, magnitudes)
+        self._unavailable = _unavailable_methods(self._selectors, self._model)
+        self._profiles = _available_profiles(num_layers, statistics)
+        self._model_ranks: dict[str, Ranks] = {}
+        self._reference = None if statistics is None else ranks(statistics.activation_l1)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Methods that can be served now; `dense` first, always."""
+        return (DENSE_METHOD, *(name for name in self._selectors if name not in self._unavailable))
+
+    @property
+    def unavailable(self) -> Mapping[str, str]:
+        """Known methods that cannot be served, and why."""
+        return self._unavailable
+
+    @property
+    def profiles(self) -> tuple[str, ...]:
+        """Budget profiles that can be served now."""
+        return tuple(self._profiles)
+
+    def check(self, params: SparsityParams) -> None:
+        """Raises InvalidRequestError or MissingStatisticsError, naming the request's field, when it cannot be served.
+
+        A request that ends up dense needs no statistics, whatever its method.
+        """
+        if params.method != DENSE_METHOD and params.method not in self._selectors:
+            known = ", ".join((DENSE_METHOD, *self._selectors))
+            raise InvalidRequestError(
+                f"unknown glass_method {params.method!r}; known methods: {known}", param="glass_method"
+            )
+        _check_range("glass_sparsity", params.sparsity, MAX_SPARSITY)
+        if params.lambda_ is not None:
+            _check_range("lambda", params.lambda_, 1.0)
+        self._check_profile(params)
+        if not params.is_dense and params.method in self._unavailable:
+            raise MissingStatisticsError(
+                f"glass_method {params.method!r} is unavailable: it {self._unavailable[params.method]}",
+                param="glass_method",
+            )
+
+    def budgets(self, params: SparsityParams) -> tuple[int, ...] | None:
+        """Neurons each layer will keep; None when the request runs densely (also when nothing is left to prune)."""
+        self.check(params)
+        if params.is_dense:
+            return None
+        budgets = layer_budgets(params.density, self._profiles[params.profile], self._shape[1])
+        return None if sum(budgets) == self._shape[0] * self._shape[1] else budgets
+
+    def effective_lambda(self, params: SparsityParams) -> float | None:
+        """The lambda that counts (mean over layers where the profile has its own); None when nothing is fused."""
+        self.check(params)
+        if params.is_dense or not self._selectors[params.method].fuses:
+            return None
+        lambdas = self._lambdas(params)
+        return lambdas[0] if len(set(lambdas)) == 1 else sum(lambdas) / len(lambdas)
+
+    def select(self, params: SparsityParams, local: LocalStatistics) -> SparsityPlan | None:
+        """The request's plan, from the statistics of its whole prompt; None when it runs densely.
+
+        Raises what `check` raises; EngineFailureError when the prompt's statistics are NaN or infinite; ValueError
+        when they are missing or of another size (a fault of the caller).
+        """
+        budgets = self.budgets(params)
+        if budgets is None:
+            return None
+        if local.sum_abs.shape != self._shape:
+            raise ValueError(f"expected local statistics of shape {self._shape}, got {local.sum_abs.shape}")
+        neurons = top_k(self._scores(params, local), budgets)
+        return SparsityPlan(
+            method=params.method,
+            profile=params.profile,
+            lambda_=self.effective_lambda(params),
+            sparsity_requested=params.sparsity,
+            intermediate_size=self._shape[1],
+            neurons=neurons,
+            global_overlap=None if self._reference is None else share_within_top_k(neurons, self._reference),
+        )
+
+    def _scores(self, params: SparsityParams, local: LocalStatistics) -> Ranks:
+        """Ranks, or fused ranks, of every neuron (num_layers, m)."""
+        prompt_side = self._rank_prompt(params, local)
+        model_side = self._rank_model(params.method)
+        if prompt_side is None:
+            assert model_side is not None, f"method {params.method!r} scores nothing"
+            return model_side
+        if model_side is None:
+            return prompt_side
+        return fuse(prompt_side, model_side, self._lambdas(params))
+
+    def _rank_prompt(self, params: SparsityParams, local: LocalStatistics) -> Ranks | None:
+        selector = self._selectors[params.method]
+        if Need.LOCAL in selector.needs and local.num_tokens < 1:
+            raise ValueError(f"method {params.method!r} selects by the prompt, but its statistics cover no token")
+        scores = selector.prompt_scores(PromptEvidence(local, params.seed))
+        if scores is None:
+            return None
+        try:
+            return ranks(scores)
+        except ValueError as error:
+            raise EngineFailureError(f"cannot select neurons for this prompt: {error}") from error
+
+    def _rank_model(self, method: str) -> Ranks | None:
+        """Ranks of the method's global side, computed on first use: `magnitude` reads every weight."""
+        if method not in self._model_ranks:
+            scores = self._selectors[method].model_scores(self._model)
+            if scores is None:
+                return None
+            self._model_ranks[method] = ranks(scores)
+        return self._model_ranks[method]
+
+    def _lambdas(self, params: SparsityParams) -> tuple[float, ...]:
+        """Lambda of every layer: the request's, else the profile's, else the default."""
+        if params.lambda_ is not None:
+            return (params.lambda_,) * self._shape[0]
+        return self._profiles[params.profile].lambdas or (DEFAULT_LAMBDA,) * self._shape[0]
+
+    def _check_profile(self, params: SparsityParams) -> None:
+        if params.profile in self._profiles:
+            return
+        if params.profile == SENSITIVITY:
+            if params.is_dense:
+                return
+            raise MissingStatisticsError(
+                f"glass_profile {SENSITIVITY!r} is unavailable: it {_SENSITIVITY_MISSING}", param="glass_profile"
+            )
+        raise InvalidRequestError(
+            f"unknown glass_profile {params.profile!r}; known profiles: {', '.join(self._profiles)}",
+            param="glass_profile",
+        )
+
+
+def _check_size(statistics: GlobalStatistics | None, shape: tuple[int, int]) -> None:
+    if statistics is None:
+        return
+    measured = (statistics.manifest.num_layers, statistics.manifest.intermediate_size)
+    if measured != shape:
+        raise ArtifactMismatchError(
+            f"the artifact has {measured[0]} layers of {measured[1]} neurons, the model {shape[0]} of {shape[1]}"
+        )
+
+
+def _check_range(param: str, value: float, highest: float) -> None:
+    if not 0.0 <= value <= highest:  # also refuses NaN
+        raise InvalidRequestError(f"{param} must lie in [0, {highest:g}], got {value}", param=param)
+
+
+def _unavailable_methods(selectors: Mapping[str, Selector], model: ModelEvidence) -> dict[str, str]:
+    reasons = {}
+    for name, selector in selectors.items():
+        missing = sorted(_HOW_TO_MEASURE[need] for need in selector.needs - model.available)
+        if missing:
+            reasons[name] = f"needs {'; '.join(missing)}"
+    return reasons
+
+
+def _available_profiles(num_layers: int, statistics: GlobalStatistics | None) -> dict[str, Profile]:
+    """Uniform always; sensitivity wherever it was measured; then the artifact's own, which win."""
+    profiles = {UNIFORM: uniform_profile(num_layers)}
+    if statistics is None:
+        return profiles
+    if statistics.sensitivity is not None:
+        profiles[SENSITIVITY] = sensitivity_profile(statistics.sensitivity)
+    return profiles | dict(statistics.profiles)
