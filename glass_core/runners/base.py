@@ -39,6 +39,8 @@ class StepRow:
     `token_ids` sit at positions start, start+1, …; keys and values of positions < start are already in the cache.
     `block_table[i]` is the KV block of positions i*block_size …; it covers start + len(token_ids) positions.
     `plan` None = dense. `sample` None = no token is drawn (an inner prefill chunk).
+    `num_prompt_tokens` is the length of the sequence's prompt. Only dynamic RoPE reads it, whose frequencies depend on
+    the length of the sequence: with it, results depend neither on chunking nor on preemption. None = the row's end.
     """
 
     sequence_id: str
@@ -48,6 +50,7 @@ class StepRow:
     plan: SparsityPlan | None = None
     collect_statistics: bool = False
     sample: SampleInput | None = None
+    num_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,56 @@
+"""What a step must satisfy before the runner touches it: a bad row is an EngineFailureError, never a crash."""
+
+from glass_core.errors import EngineFailureError
+from glass_core.models.spec import ModelSpec
+from glass_core.runners.base import StepBatch, StepRow
+from glass_core.runners.torch_runner.kv_pool import KVPool
+from glass_core.sparsity.plan import SparsityPlan
+
+
+def check_batch(batch: StepBatch, spec: ModelSpec, pool: KVPool) -> None:
+    """Raises EngineFailureError naming the sequence, what came and what was expected."""
+    ids = [row.sequence_id for row in batch.rows]
+    if len(set(ids)) != len(ids):
+        raise EngineFailureError(f"a step takes one row per sequence, got {ids}")
+    for row in batch.rows:
+        problem = (
+            _token_problem(row, spec)
+            or _block_problem(row, pool)
+            or _plan_problem(row.plan, spec)
+            or _mode_problem(row)
+        )
+        if problem is not None:
+            raise EngineFailureError(f"sequence {row.sequence_id!r}: {problem}")
+
+
+def _token_problem(row: StepRow, spec: ModelSpec) -> str | None:
+    if not row.token_ids:
+        return "a row needs at least one token, got none"
+    if row.start < 0:
+        return f"start must not be negative, got {row.start}"
+    worst = next((token for token in row.token_ids if not 0 <= token < spec.vocab_size), None)
+    return None if worst is None else f"token id {worst} lies outside the vocabulary [0, {spec.vocab_size})"
+
+
+def _block_problem(row: StepRow, pool: KVPool) -> str | None:
+    num_positions = row.start + len(row.token_ids)
+    if len(row.block_table) * pool.block_size < num_positions:
+        return f"{len(row.block_table)} blocks of {pool.block_size} do not cover {num_positions} positions"
+    worst = next((block for block in row.block_table if not 0 <= block < pool.num_blocks), None)
+    return None if worst is None else f"block {worst} lies outside the pool [0, {pool.num_blocks})"
+
+
+def _plan_problem(plan: SparsityPlan | None, spec: ModelSpec) -> str | None:
+    if plan is None:
+        return None
+    if len(plan.neurons) != spec.num_layers:
+        return f"the plan has {len(plan.neurons)} layers, the model {spec.num_layers}"
+    if plan.intermediate_size != spec.intermediate_size:
+        return f"the plan is for {plan.intermediate_size} neurons a layer, the model has {spec.intermediate_size}"
+    return None
+
+
+def _mode_problem(row: StepRow) -> str | None:
+    if row.plan is not None and row.collect_statistics:
+        return "statistics are collected from dense rows only, this one has a plan"
+    return None
