@@ -7,7 +7,7 @@ mixed-up dimension cannot pass. Norms and biases are random too, so forgetting o
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -56,11 +56,10 @@ def tiny_config(family: str, **overrides: Any) -> PreTrainedConfig:
 
 def tiny_model(family: str, seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """The toy model in memory, float32, in eval mode."""
-    factory: Any = AutoModelForCausalLM  # its class methods are not annotated
-    model: PreTrainedModel = factory.from_config(tiny_config(family, **overrides), dtype=torch.float32)
+    factory: Any = AutoModelForCausalLM  # its methods are not annotated
+    model = factory.from_config(tiny_config(family, **overrides), dtype=torch.float32).eval()
     _randomize(model.named_parameters(), torch.Generator().manual_seed(seed))
-    model.eval()
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def _randomize(parameters: Iterable[tuple[str, torch.Tensor]], generator: torch.Generator) -> None:
@@ -69,9 +68,7 @@ def _randomize(parameters: Iterable[tuple[str, torch.Tensor]], generator: torch.
         noise = torch.randn(parameter.shape, generator=generator)
         if name.endswith("norm.weight"):
             noise = 1.0 + 0.2 * noise
-        elif name.endswith("bias"):
-            noise = 0.3 * noise
-        elif "embed_tokens" in name or "lm_head" in name:
+        elif name.endswith("bias") or "embed_tokens" in name or "lm_head" in name:
             noise = 0.3 * noise
         else:
             noise = 1.5 * noise / parameter.shape[-1] ** 0.5
