@@ -1,0 +1,256 @@
+"""Engine: the synchronous loop of continuous batching. `step()` is schedule → execute → publish.
+
+Token ids in, token events out. One thread at a time may call it (see `worker.py`), except `info` and `check`, which
+only read what is fixed after construction. Requests join and leave between steps.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+
+from glass_core.api import (
+    EngineInfo,
+    EngineStats,
+    FinishReason,
+    GenerationRequest,
+    StepCost,
+    TokenEvent,
+)
+from glass_core.config import EngineConfig
+from glass_core.engine.kv_blocks import BlockAllocator
+from glass_core.engine.limits import limits_of
+from glass_core.engine.scheduler import Chunk, Scheduler
+from glass_core.engine.sequence import Sequence
+from glass_core.errors import EngineFailureError, InvalidRequestError
+from glass_core.runners.base import RowResult, Runner, StepBatch, StepRow
+from glass_core.sparsity.selection import PlanSelector
+
+logger = logging.getLogger(__name__)
+
+
+class StepFailedError(EngineFailureError):
+    """A step failed for the named requests. They are gone from the engine, their memory is free; the others go on."""
+
+    def __init__(self, request_ids: Iterable[str]) -> None:
+        super().__init__("the engine failed while computing this request; it cannot be finished")
+        self.request_ids = tuple(request_ids)
+
+
+class Engine:
+    """Owns sequences, plans and block tables; the runner owns the memory behind them."""
+
+    def __init__(
+        self, runner: Runner, selector: PlanSelector, config: EngineConfig, *, artifact: str | None = None
+    ) -> None:
+        self._runner = runner
+        self._selector = selector
+        self._limits = limits_of(runner, config)
+        allocator = BlockAllocator(num_blocks=runner.num_kv_blocks, block_size=config.cache.block_size)
+        self._allocator = allocator
+        self._scheduler = Scheduler(config.scheduler, allocator, view_cache_bytes=config.cache.view_cache_bytes)
+        self._sequences: dict[str, Sequence] = {}
+        self._outbox: list[TokenEvent] = []
+        self._cost_by_method: dict[str, StepCost] = {}
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+        self._num_steps = 0
+        self.info = _describe(runner, selector, config, self._limits.max_model_len, artifact)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step()` would do or deliver anything."""
+        return self._scheduler.has_work or bool(self._outbox)
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests in the queue, preempted ones included."""
+        return len(self._scheduler.waiting)
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """Ids of the requests that still owe their terminal event."""
+        return tuple(self._sequences)
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raise what makes the request unservable: InvalidRequestError, ContextLengthError, MissingStatisticsError."""
+        self._limits.check(request)
+        self._selector.check(request.sparsity)
+        self._limits.check_view_bytes(self._view_bytes(self._selector.budgets(request.sparsity)))
+
+    def add(self, request: GenerationRequest) -> None:
+        """Queue a request. Raises as `check`, and InvalidRequestError for an id that is in use."""
+        if request.request_id in self._sequences:
+            raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
+        self.check(request)
+        budgets = self._selector.budgets(request.sparsity)
+        sequence = Sequence(request, is_sparse=budgets is not None, view_bytes=self._view_bytes(budgets))
+        self._sequences[sequence.id] = sequence
+        self._scheduler.add(sequence)
+
+    def finish(self, request_id: str, reason: FinishReason) -> None:
+        """End a request now; its terminal event comes with the next step. Unknown ids are ignored."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._end(sequence, reason, time.monotonic())
+
+    def abort(self, request_id: str) -> None:
+        self.finish(request_id, FinishReason.ABORTED)
+
+    def step(self) -> list[TokenEvent]:
+        """Run one step and return what is new.
+
+        Raises StepFailedError after dropping the requests it names; `take_events` still has the others' events.
+        """
+        schedule = self._scheduler.schedule()
+        for sequence in schedule.preempted:
+            self._runner.release(sequence.id)
+        if schedule.chunks:
+            results = self._execute(schedule.chunks)
+            self._publish(schedule.chunks, results)
+        return self.take_events()
+
+    def take_events(self) -> list[TokenEvent]:
+        """Events not handed over yet."""
+        events, self._outbox = self._outbox, []
+        return events
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            num_requests_running=len(self._scheduler.running),
+            num_requests_waiting=len(self._scheduler.waiting),
+            kv_blocks_total=self._allocator.num_blocks,
+            kv_blocks_used=self._allocator.num_used,
+            view_bytes_used=self._scheduler.view_bytes_used,
+            num_preemptions=self._scheduler.num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+            num_steps=self._num_steps,
+            cost_by_method=dict(self._cost_by_method),
+        )
+
+    def close(self) -> None:
+        """Free the runner's memory. The engine cannot be used afterwards."""
+        self._runner.close()
+
+    def _view_bytes(self, budgets: tuple[int, ...] | None) -> int:
+        return 0 if budgets is None else self._runner.view_bytes(budgets)
+
+    def _execute(self, chunks: tuple[Chunk, ...]) -> tuple[RowResult, ...]:
+        now = time.monotonic()
+        for chunk in chunks:
+            if chunk.sequence.first_scheduled is None:
+                chunk.sequence.first_scheduled = now
+        rows = tuple(chunk.sequence.row(chunk.num_tokens, self._allocator.block_size) for chunk in chunks)
+        self._num_steps += 1
+        try:
+            results = self._runner.execute(StepBatch(rows)).rows
+            _check_results(rows, results)
+        except Exception as error:
+            self._fail([chunk.sequence for chunk in chunks], error)
+        return results
+
+    def _publish(self, chunks: tuple[Chunk, ...], results: tuple[RowResult, ...]) -> None:
+        executed = time.monotonic()
+        failed: dict[str, Exception] = {}
+        for chunk, result in zip(chunks, results, strict=True):
+            sequence = chunk.sequence
+            self._account(sequence.method, result.cost)
+            sequence.advance(chunk.num_tokens, result)
+            if sequence.prompt_done and not sequence.plan_frozen:
+                try:
+                    self._finish_prefill(sequence, executed)
+                except Exception as error:
+                    failed[sequence.id] = error
+        self._emit_tokens(
+            chunk.sequence
+            for chunk, result in zip(chunks, results, strict=True)
+            if result.token_id is not None and chunk.sequence.id not in failed
+        )
+        if failed:
+            self._fail([self._sequences[request_id] for request_id in failed], next(iter(failed.values())))
+
+    def _account(self, method: str, cost: StepCost) -> None:
+        self._cost_by_method[method] = self._cost_by_method.get(method, StepCost()) + cost
+
+    def _finish_prefill(self, sequence: Sequence, now: float) -> None:
+        """The prompt is in the cache for the first time: choose the neurons, once and for all."""
+        sequence.prefill_finished = now
+        self._num_prompt_tokens += sequence.num_prompt
+        sequence.plan_frozen = True
+        if sequence.is_sparse:
+            assert sequence.statistics is not None  # _check_results
+            started = time.monotonic()
+            sequence.plan = self._selector.select(sequence.request.sparsity, sequence.statistics)
+            sequence.selection_seconds = time.monotonic() - started
+            sequence.statistics = None
+
+    def _emit_tokens(self, sequences: Iterable[Sequence]) -> None:
+        now = time.monotonic()
+        for sequence in sequences:
+            self._num_generated_tokens += 1
+            if sequence.first_token is None:
+                sequence.first_token = now
+            reason = sequence.stop_reason()
+            if reason is None:
+                self._outbox.append(TokenEvent(sequence.id, now, token_id=sequence.generated[-1]))
+            else:
+                self._end(sequence, reason, now, token_id=sequence.generated[-1])
+
+    def _end(self, sequence: Sequence, reason: FinishReason, now: float, *, token_id: int | None = None) -> None:
+        self._drop(sequence)
+        self._outbox.append(TokenEvent(sequence.id, now, token_id, sequence.end(reason, now)))
+
+    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
+        # The log gets the cause; the message for clients has no paths, addresses or traces.
+        logger.error("a step failed, dropping %d requests", len(sequences), exc_info=error)
+        for sequence in sequences:
+            self._drop(sequence)
+        raise StepFailedError(sequence.id for sequence in sequences) from error
+
+    def _drop(self, sequence: Sequence) -> None:
+        """Forget a sequence and free its memory: KV blocks and views."""
+        del self._sequences[sequence.id]
+        self._scheduler.remove(sequence)
+        self._runner.release(sequence.id)
+
+
+def _check_results(rows: tuple[StepRow, ...], results: tuple[RowResult, ...]) -> None:
+    """A runner that forgets a token or the statistics must fail the step, not stall or corrupt a sequence."""
+    for row, result in zip(rows, results, strict=True):
+        if (row.sample is None) != (result.token_id is None):
+            raise RuntimeError("the runner drew a token that was not asked for, or did not draw one that was")
+        if row.collect_statistics and result.statistics is None:
+            raise RuntimeError("the runner returned no statistics for a row that asked for them")
+
+
+def _describe(
+    runner: Runner, selector: PlanSelector, config: EngineConfig, max_model_len: int, artifact: str | None
+) -> EngineInfo:
+    spec = runner.spec
+    return EngineInfo(
+        model_name=config.model_name,
+        fingerprint=runner.fingerprint,
+        runner=config.runner,
+        dtype=config.dtype,
+        device=runner.device,
+        max_model_len=max_model_len,
+        vocab_size=spec.vocab_size,
+        num_layers=spec.num_layers,
+        intermediate_size=spec.intermediate_size,
+        num_parameters=runner.num_parameters,
+        methods=selector.methods,
+        profiles=selector.profiles,
+        unavailable_methods=dict(selector.unavailable),
+        artifact=artifact,
+        notes=_notes(runner, config, max_model_len, artifact),
+    )
+
+
+def _notes(runner: Runner, config: EngineConfig, max_model_len: int, artifact: str | None) -> tuple[str, ...]:
+    notes = []
+    if artifact is None:
+        notes.append("no global-statistics artifact: methods that need one are unavailable; run `glass calibrate`")
+    longest = runner.spec.max_position_embeddings
+    if config.max_model_len is None and max_model_len < longest:
+        notes.append(f"the KV cache holds {max_model_len} of the model's {longest} positions; raise kv_cache_bytes")
+    return tuple(notes)

@@ -1,0 +1,68 @@
+"""Building an engine from its configuration: the runner by name, the artifact for its weights, the selector on top."""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import cast
+
+from glass_core import runners
+from glass_core.config import EngineConfig
+from glass_core.engine.engine import Engine
+from glass_core.errors import ConfigurationError
+from glass_core.runners.base import Runner, RunnerModule
+from glass_core.sparsity.artifact import GlobalStatistics, check_fingerprint, read_artifact, shipped_artifact
+from glass_core.sparsity.selection import PlanSelector
+
+
+def runner_names() -> tuple[str, ...]:
+    """Every runner there is: the folders of `glass_core/runners`."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(runners.__path__) if module.ispkg))
+
+
+def load_runner(config: EngineConfig) -> Runner:
+    """Raises ConfigurationError for an unknown runner or one whose libraries are not installed, and what it raises."""
+    if config.runner not in runner_names():
+        raise ConfigurationError(f"no runner {config.runner!r}; available: {', '.join(runner_names())}")
+    try:
+        module = importlib.import_module(f"{runners.__name__}.{config.runner}")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"runner {config.runner!r} cannot be imported ({error}); install its extra, "
+            f"for example `pip install glass-serve[torch]`"
+        ) from error
+    return cast(RunnerModule, module).load(config)
+
+
+def load_statistics(config: EngineConfig, fingerprint: str) -> tuple[GlobalStatistics, Path] | None:
+    """The configured artifact, else the one shipped for these weights, else None.
+
+    Raises ArtifactError for an unreadable file, ArtifactMismatchError for one made for other weights.
+    """
+    path = config.artifact_path if config.artifact_path is not None else shipped_artifact(fingerprint)
+    if path is None:
+        return None
+    statistics = read_artifact(path)
+    check_fingerprint(statistics, fingerprint)
+    return statistics, path
+
+
+def load_engine(config: EngineConfig) -> Engine:
+    """Load everything the configuration names. Raises ConfigurationError, ModelError, ArtifactError."""
+    runner = load_runner(config)
+    try:
+        return assemble_engine(runner, config)
+    except BaseException:
+        runner.close()
+        raise
+
+
+def assemble_engine(runner: Runner, config: EngineConfig) -> Engine:
+    """An engine on a loaded runner."""
+    found = load_statistics(config, runner.fingerprint)
+    selector = PlanSelector(
+        num_layers=runner.spec.num_layers,
+        intermediate_size=runner.spec.intermediate_size,
+        statistics=None if found is None else found[0],
+        magnitudes=runner.neuron_magnitudes,
+    )
+    return Engine(runner, selector, config, artifact=None if found is None else found[1].name)

@@ -1,0 +1,129 @@
+"""Scheduler: who runs in the next step, with how many tokens. Pure policy; it touches no tensor and no clock.
+
+One step, in this order, within `max_step_tokens`:
+  1. every RUNNING sequence gets its one token, oldest first; when KV blocks run out the youngest is preempted;
+  2. PREFILLING sequences get chunks, first come first served;
+  3. waiting ones are admitted, first come first served, while KV blocks and view bytes allow.
+
+`running` is in order of arrival: only its tail is ever preempted, and preempted sequences wait at the head of the
+queue. The oldest sequence therefore always advances, and with it everything finishes.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from glass_core.config import SchedulerConfig
+from glass_core.engine.kv_blocks import BlockAllocator
+from glass_core.engine.sequence import Sequence, SequenceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next `num_tokens` tokens of a sequence."""
+
+    sequence: Sequence
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One step: the chunks to run, and the sequences preempted for them, whose views must be released."""
+
+    chunks: tuple[Chunk, ...]
+    preempted: tuple[Sequence, ...]
+
+
+class Scheduler:
+    """Owns the queues, the KV blocks and the view-byte budget. Callers make sure that each sequence fits alone."""
+
+    def __init__(self, config: SchedulerConfig, allocator: BlockAllocator, *, view_cache_bytes: int) -> None:
+        self.config = config
+        self.allocator = allocator
+        self.view_cache_bytes = view_cache_bytes
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    @property
+    def view_bytes_used(self) -> int:
+        """View bytes reserved by admitted sequences."""
+        return sum(sequence.view_bytes for sequence in self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out, wherever it is, and free its blocks."""
+        if sequence.status is SequenceStatus.WAITING:
+            self.waiting.remove(sequence)
+        else:
+            self.running.remove(sequence)
+        self._free(sequence)
+
+    def schedule(self) -> Schedule:
+        preempted: list[Sequence] = []
+        chunks = self._schedule_decodes(preempted)
+        budget = self.config.max_step_tokens - len(chunks)
+        for sequence in self.running:
+            if budget and sequence.status is SequenceStatus.PREFILLING:
+                budget = self._schedule_chunk(sequence, budget, chunks)
+        while budget and not preempted and self._can_admit():
+            budget = self._schedule_chunk(self._admit(), budget, chunks)
+        return Schedule(tuple(chunks), tuple(preempted))
+
+    def _schedule_decodes(self, preempted: list[Sequence]) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        for sequence in tuple(self.running):
+            if sequence.status is SequenceStatus.RUNNING and self._grow(sequence, preempted):
+                chunks.append(Chunk(sequence, 1))
+        return chunks
+
+    def _grow(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
+        """Give a decode row room for its token. False when the sequence itself was the youngest and had to go."""
+        missing = self.allocator.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        while missing > self.allocator.num_free:
+            victim = self.running[-1]
+            self._preempt(victim)
+            preempted.append(victim)
+            if victim is sequence:
+                return False
+        sequence.block_table += self.allocator.allocate(missing)
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        self.running.remove(victim)
+        self._free(victim)
+        victim.preempt()
+        self.waiting.appendleft(victim)
+        self.num_preemptions += 1
+
+    @staticmethod
+    def _schedule_chunk(sequence: Sequence, budget: int, chunks: list[Chunk]) -> int:
+        """Add the sequence's next chunk; returns the budget left."""
+        num_tokens = min(sequence.num_ready, budget)
+        chunks.append(Chunk(sequence, num_tokens))
+        return budget - num_tokens
+
+    def _can_admit(self) -> bool:
+        if not self.waiting or len(self.running) >= self.config.max_num_sequences:
+            return False
+        head = self.waiting[0]
+        # One spare block per admitted sequence: a newcomer that their next tokens would preempt is wasted prefill.
+        needed = self.allocator.blocks_for(head.num_tokens) + len(self.running)
+        fits_views = self.view_bytes_used + head.view_bytes <= self.view_cache_bytes
+        return fits_views and needed <= self.allocator.num_free
+
+    def _admit(self) -> Sequence:
+        sequence = self.waiting.popleft()
+        # All blocks of the tokens it has: prefill then never runs out, only decoding can.
+        sequence.admit(self.allocator.allocate(self.allocator.blocks_for(sequence.num_tokens)))
+        self.running.append(sequence)
+        return sequence
+
+    def _free(self, sequence: Sequence) -> None:
+        self.allocator.free(sequence.block_table)
+        sequence.block_table = []
