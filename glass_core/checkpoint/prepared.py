@@ -13,7 +13,8 @@ from pathlib import Path
 
 from glass_core.checkpoint.json_file import read_json_object
 from glass_core.checkpoint.manifest import read_manifest
-from glass_core.checkpoint.safetensors_file import TensorRef, mapped, read_tensor_refs
+from glass_core.checkpoint.mapped_file import map_file
+from glass_core.checkpoint.safetensors_file import TensorRef, read_tensor_refs
 from glass_core.config import PREPARED_MANIFEST
 from glass_core.errors import CheckpointError, UnsupportedModelError
 from glass_core.models.decoder import canonical_shape
@@ -26,7 +27,6 @@ SUPPORTED = f"supported: {SINGLE_FILE}, sharded safetensors with {INDEX_FILE}, o
 WEIGHT_DTYPES = ("F32", "F16", "BF16")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _HARMLESS_SUFFIXES = (".rotary_emb.inv_freq",)  # a buffer old exporters saved; it follows from the config
-_HASH_CHUNK = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +123,7 @@ def _refuse_unknown(
 
 def _check_tied(embedding: TensorRef, head: TensorRef) -> None:
     """A stored head beside tie_word_embeddings must be the embedding: otherwise one of the two is wrong."""
-    with mapped(embedding.path) as first, mapped(head.path) as second:
-        same = _slice(first, embedding) == _slice(second, head)
-    if not same:
+    if _content(embedding) != _content(head):
         raise UnsupportedModelError(f"{head.path}: tie_word_embeddings is true, but lm_head.weight differs")
 
 
@@ -144,15 +142,13 @@ def compute_fingerprint(tensors: Mapping[str, TensorRef]) -> str:
     for name in sorted(tensors):
         ref = tensors[name]
         digest.update(json.dumps([name, ref.dtype, ref.shape]).encode() + b"\n")
-        with mapped(ref.path) as content, _slice(content, ref) as data:
-            for start in range(0, len(data), _HASH_CHUNK):
-                with data[start : start + _HASH_CHUNK] as chunk:
-                    digest.update(chunk)
+        digest.update(_content(ref))
     return digest.hexdigest()
 
 
-def _slice(content: memoryview, ref: TensorRef) -> memoryview:
-    return content[ref.start : ref.start + ref.num_bytes]
+def _content(ref: TensorRef) -> memoryview:
+    """The tensor's bytes, mapped."""
+    return map_file(ref.path)[ref.start : ref.start + ref.num_bytes]
 
 
 def _first(names: list[str], count: int = 5) -> str:

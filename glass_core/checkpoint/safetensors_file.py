@@ -7,9 +7,7 @@ library because bfloat16 has no numpy type and because a truncated file deserves
 
 import json
 import math
-import mmap
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -101,17 +99,6 @@ def _check_ranges(path: Path, refs: Mapping[str, TensorRef], data_start: int, fi
     if position != file_bytes:
         kind = "truncated" if position > file_bytes else "too long"
         raise CheckpointError(f"{path}: {kind}: the header promises {position} bytes, the file has {file_bytes}")
-
-
-@contextmanager
-def mapped(path: Path) -> Iterator[memoryview]:
-    """The file's bytes, mapped read-only while the context lasts."""
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping:
-        view = memoryview(mapping)
-        try:
-            yield view
-        finally:
-            view.release()
 
 
 def write_float32(
