@@ -1,0 +1,80 @@
+"""TextProcessor: everything a server needs to know about a model's text, read from its folder once."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from glass_core.errors import InvalidRequestError
+from glass_core.text.chat_template import SPECIAL_TOKEN_NAMES, ChatTemplate, Message, read_template_source
+from glass_core.text.detokenizer import Detokenizer, IncrementalDecoder
+from glass_core.text.tokenizer import (
+    read_json_object,
+    read_stop_token_ids,
+    read_tokenizer,
+    special_token_ids,
+    token_content,
+)
+
+
+class TextProcessor:
+    """Encodes prompts, renders conversations, makes detokenizers. Immutable and safe to share between threads."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None = None, stop_token_ids: Sequence[int] = ()
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._template = template
+        self._skipped = special_token_ids(tokenizer)
+        self.stop_token_ids = tuple(stop_token_ids)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of text that already holds its special tokens, such as a rendered conversation."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of plain text, with the special tokens the tokenizer adds by itself (a BOS, for many models)."""
+        return list(self._tokenizer.encode(text).ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of whole token sequences, without special tokens."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: Any) -> str:
+        """Prompt text of a conversation.
+
+        Raises InvalidRequestError (param `messages`) when the model has no chat template or its template refuses.
+        """
+        if self._template is None:
+            raise InvalidRequestError("this model has no chat template; use /v1/completions", param="messages")
+        return self._template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
+
+    def detokenizer(self, stop: Sequence[str] = (), *, context: Sequence[int] = ()) -> Detokenizer:
+        """A detokenizer for one answer that follows the prompt tokens `context` (only the last few matter)."""
+        visible = [token_id for token_id in context[-16:] if token_id not in self._skipped]
+        return Detokenizer(IncrementalDecoder(self.decode, visible), stop, self._skipped)
+
+
+def load_text_processor(model_dir: Path) -> TextProcessor:
+    """The text side of a checkpoint folder: tokenizer.json and, when present, tokenizer_config.json,
+    chat_template.jinja, generation_config.json and config.json.
+
+    Raises CheckpointError naming the file that is missing or malformed.
+    """
+    tokenizer = read_tokenizer(model_dir)
+    config = read_json_object(model_dir / "tokenizer_config.json")
+    specials = _special_tokens(config)
+    source = read_template_source(model_dir, config)
+    template = None if source is None else ChatTemplate(source, specials)
+    stop_token_ids = read_stop_token_ids(model_dir, tokenizer, specials.get("eos_token"))
+    return TextProcessor(tokenizer, template, stop_token_ids)
+
+
+def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:
+    found = {name: token_content(tokenizer_config.get(name)) for name in SPECIAL_TOKEN_NAMES}
+    return {name: text for name, text in found.items() if text is not None}
