@@ -1,8 +1,10 @@
 """docker/Dockerfile.cpu read as text: what it copies exists and reaches the build, and it keeps its promises."""
 
+import os
 import re
 import subprocess
 from fnmatch import fnmatch
+from pathlib import Path
 
 import pytest
 
@@ -63,7 +65,28 @@ def test_copied_files_exist_and_are_not_ignored(source: str) -> None:
     assert any(fnmatch(source, pattern) for pattern in allowed)
 
 
-def test_entrypoint_is_valid_shell_and_hands_over_its_process() -> None:
-    script = DOCKER / "entrypoint.sh"
-    subprocess.run(["sh", "-n", str(script)], check=True)
-    assert re.search(r"^exec glass serve .*--host 0\.0\.0\.0", script.read_text(), flags=re.MULTILINE)
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    """A stand-in for `glass` that writes down how it was called."""
+    calls = tmp_path / "calls"
+    stand_in = tmp_path / "glass"
+    stand_in.write_text(f'#!/bin/sh\necho "$*" >> "{calls}"\n')
+    stand_in.chmod(0o755)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["a-name"], ["pull a-name", "serve a-name --host 0.0.0.0 --port 8000"]),
+        (["/models/x", "--dtype", "y"], ["serve /models/x --host 0.0.0.0 --port 8000 --dtype y"]),
+    ],
+)
+def test_entrypoint_pulls_names_then_serves(recorded: Path, arguments: list[str], expected: list[str]) -> None:
+    environment = {"PATH": f"{recorded.parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", str(DOCKER / "entrypoint.sh"), *arguments], check=True, env=environment)
+    assert recorded.read_text().splitlines() == expected
+
+
+def test_entrypoint_hands_over_its_process() -> None:
+    assert re.search(r"^exec glass serve ", (DOCKER / "entrypoint.sh").read_text(), flags=re.MULTILINE)
