@@ -133,6 +133,9 @@ def _check_names(present: set[str]) -> None:
     known = {*NEURON_TENSORS, *LAYER_TENSORS} | {name + _SCALE_SUFFIX for name in NEURON_TENSORS}
     if present - known:
         raise ArtifactError(f"unknown tensors {sorted(present - known)}")
+    orphans = [name for name in sorted(present) if name.removesuffix(_SCALE_SUFFIX) not in present]
+    if orphans:
+        raise ArtifactError(f"{', '.join(orphans)} without its tensor")
     missing = [name for name in REQUIRED_NEURON_TENSORS if name not in present]
     if missing:
         raise ArtifactError(f"missing tensors {missing}")

@@ -1,11 +1,12 @@
 """LocalStatistics: what a prompt's own neurons did, as sums over tokens, so chunks add up to the whole.
 
-For token t with intermediate activation z_t (the input of down_proj) and zhat_t = z_t / max(||z_t||_2, NORM_EPSILON):
+For token t with intermediate activation z_t (the input of down_proj) and zhat_t = z_t / ||z_t||_2:
 
     l1:  a[j] = (1/T) * sum_t |zhat_t[j]|            GLASS's default
     l2:  a[j] = sqrt( sum_t zhat_t[j]^2 )            GRIFFIN (arXiv 2404.01365), exact
 
-An all-zero z_t contributes zero, never NaN. Because each token is divided by its own norm, rescaling z changes nothing.
+An all-zero z_t contributes zero, never NaN; no epsilon is added to the norm, so rescaling z changes nothing, however
+small it is. Non-finite activations stay visible as NaN and are refused when they are ranked.
 """
 
 from dataclasses import dataclass
@@ -15,9 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 FloatArray = npt.NDArray[np.float32]
-
-# Lower bound of a token's norm, our choice: torch.nn.functional.normalize's default, so runners agree by default.
-NORM_EPSILON = 1e-12
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,13 +36,16 @@ class LocalStatistics:
     def from_activations(cls, z: npt.NDArray[np.floating[Any]]) -> "LocalStatistics":
         """Statistics of activations `z` (num_layers, num_tokens, intermediate_size): the reference for runners.
 
-        Computed in float64, because squares of small float32 activations underflow.
+        Computed in float64 and scaled by each token's largest entry first, so that no square over- or underflows.
         """
         if z.ndim != 3:
             raise ValueError(f"expected activations (num_layers, num_tokens, intermediate_size), got shape {z.shape}")
         magnitude = np.abs(z.astype(np.float64))
-        norm = np.sqrt(np.square(magnitude).sum(axis=2, keepdims=True))
-        normalized = magnitude / np.maximum(norm, NORM_EPSILON)
+        largest = magnitude.max(axis=2, keepdims=True)
+        with np.errstate(invalid="ignore"):  # inf / inf: the NaN is meant to stay
+            scaled = magnitude / np.where(largest == 0, 1.0, largest)
+        norm = np.sqrt(np.square(scaled).sum(axis=2, keepdims=True))
+        normalized = scaled / np.where(norm == 0, 1.0, norm)
         sum_abs = normalized.sum(axis=1).astype(np.float32)
         sum_squares = np.square(normalized).sum(axis=1).astype(np.float32)
         return cls(sum_abs, sum_squares, z.shape[1])

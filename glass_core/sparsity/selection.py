@@ -32,7 +32,7 @@ _SENSITIVITY_MISSING = "needs layer sensitivities: `glass calibrate MODEL` makes
 
 
 class PlanSelector:
-    """Selects neurons for one loaded model. Not thread-safe: it belongs to the engine's thread.
+    """Selects neurons for one loaded model. `select` belongs to one thread; everything else only reads.
 
     `statistics` is the model's artifact, None without one (methods that need it are then unavailable).
     `magnitudes()` gives the `magnitude` method's scores and is called at most once. `selectors` replaces the methods
