@@ -47,6 +47,10 @@ def _plan_problem(plan: SparsityPlan | None, spec: ModelSpec) -> str | None:
         return f"the plan has {len(plan.neurons)} layers, the model {spec.num_layers}"
     if plan.intermediate_size != spec.intermediate_size:
         return f"the plan is for {plan.intermediate_size} neurons a layer, the model has {spec.intermediate_size}"
+    for layer, neurons in enumerate(plan.neurons):
+        # ascending, so the ends bound the rest
+        if len(neurons) and not 0 <= neurons[0] <= neurons[-1] < spec.intermediate_size:
+            return f"layer {layer} of the plan has neurons outside [0, {spec.intermediate_size})"
     return None
 
 

@@ -8,6 +8,7 @@ callables return can be taken.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class TorchModel:
         self._rope = RotaryEmbedding(spec, str(self.device))
 
     @classmethod
-    def load(cls, model_dir: Path, *, dtype: torch.dtype, device: str) -> "TorchModel":
+    def load(cls, model_dir: Path, *, dtype: torch.dtype, device: str) -> Self:
         """Load a prepared checkpoint or a plain HF safetensors folder. Raises ModelError when it cannot be used."""
         checkpoint = open_prepared(model_dir)
         return cls(checkpoint.spec, checkpoint.fingerprint, load_weights(checkpoint, dtype, device))
