@@ -1,0 +1,128 @@
+"""A calibration run from corpus to artifact: draw, measure, sensitivities, write."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from glass_core.offline.calibrate.corpus import CorpusSequence, make_corpus, sampler_description
+from glass_core.offline.calibrate.sensitivity import layer_sensitivity, run_dense
+from glass_core.offline.calibrate.settings import SENSITIVITY_DENSITY, CalibrationSettings
+from glass_core.offline.calibrate.statistics import FORMULAS, Float32Array, add_up, down_norms, measure_sequence
+from glass_core.offline.calibrate.workfolder import WorkFolder
+from glass_core.offline.generation import cache_for
+from glass_core.offline.progress import Progress
+from glass_core.offline.provenance import versions
+from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.runners.torch_runner.runner import TorchRunner
+from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics, write_artifact
+from glass_core.sparsity.budget import sensitivity_profile, uniform_profile
+from glass_core.sparsity.plan import NeuronIndices
+from glass_core.sparsity.ranking import ranks, top_k
+from glass_core.text import TextProcessor
+
+# room in the KV cache for a chat template around the counted tokens
+_TEMPLATE_TOKENS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRun:
+    """A loaded model and what to measure on it."""
+
+    model: TorchModel
+    text: TextProcessor
+    model_dir: Path
+    model_name: str
+    settings: CalibrationSettings
+    progress: Progress
+
+    def execute(self, output: Path) -> GlobalStatistics:
+        """Measure everything that is not yet measured, write the artifact, drop the partial results."""
+        work = WorkFolder(self.settings.key(self.model.fingerprint))
+        corpus = work.corpus(self._draw_corpus)
+        statistics = self._assemble(corpus, work)
+        write_artifact(output, statistics)
+        work.remove()
+        return statistics
+
+    def _draw_corpus(self) -> list[CorpusSequence]:
+        settings = self.settings
+        cache = cache_for(
+            self.model.spec,
+            num_sequences=settings.total_sequences,
+            num_tokens=settings.sequence_length + _TEMPLATE_TOKENS,
+            bytes_per_value=self.model.dtype.itemsize,
+        )
+        with self.progress.task("drawing the corpus", settings.sequence_length) as advance:
+            return make_corpus(TorchRunner(self.model, cache), self.text, self.model_dir, settings, advance)
+
+    def _assemble(self, corpus: Sequence[CorpusSequence], work: WorkFolder) -> GlobalStatistics:
+        measured, held_out = corpus[: self.settings.num_sequences], corpus[self.settings.num_sequences :]
+        neurons = self._neuron_statistics(measured, work)
+        sensitivity = self._sensitivities(held_out, neurons["activation_l1"], work)
+        profiles = (uniform_profile(self.model.spec.num_layers), sensitivity_profile(sensitivity))
+        return GlobalStatistics(
+            manifest=self._manifest(measured, held_out),
+            **neurons,
+            down_norm=down_norms(self.model),
+            sensitivity=sensitivity,
+            profiles={profile.name: profile for profile in profiles},
+        )
+
+    def _neuron_statistics(self, corpus: Sequence[CorpusSequence], work: WorkFolder) -> dict[str, Float32Array]:
+        partials: list[dict[str, Float32Array]] = []
+        with self.progress.task("measuring neurons", len(corpus)) as advance:
+            for index, sequence in enumerate(corpus):
+                partials.append(work.sequence_sums(index, partial(measure_sequence, self.model, sequence)))
+                advance()
+        return add_up(partials, corpus).means()
+
+    def _sensitivities(
+        self, held_out: Sequence[CorpusSequence], activation: Float32Array, work: WorkFolder
+    ) -> Float32Array:
+        layers = range(self.model.spec.num_layers)
+        kept = self._sensitivity_neurons(activation)
+        passes = [] if work.has_sensitivities(layers) else [run_dense(self.model, sequence) for sequence in held_out]
+        values = []
+        with self.progress.task("measuring layer sensitivity", len(layers)) as advance:
+            for layer in layers:
+                values.append(
+                    work.sensitivity(layer, partial(layer_sensitivity, self.model, passes, layer, kept[layer]))
+                )
+                advance()
+        return np.array(values, np.float32)
+
+    def _sensitivity_neurons(self, activation: Float32Array) -> tuple[NeuronIndices, ...]:
+        """The half of every layer's neurons that the global ranking keeps."""
+        budget = max(round(SENSITIVITY_DENSITY * self.model.spec.intermediate_size), 1)
+        return top_k(ranks(activation), [budget] * self.model.spec.num_layers)
+
+    def _manifest(self, measured: Sequence[CorpusSequence], held_out: Sequence[CorpusSequence]) -> ArtifactManifest:
+        settings, spec = self.settings, self.model.spec
+        return ArtifactManifest(
+            model_name=self.model_name,
+            fingerprint=self.model.fingerprint,
+            num_layers=spec.num_layers,
+            intermediate_size=spec.intermediate_size,
+            formulas=dict(FORMULAS),
+            corpus={
+                "source": settings.source_name,
+                "sampler": sampler_description(settings.source),
+                "seed": settings.seed,
+                "num_sequences": len(measured),
+                "sequence_length": settings.sequence_length,
+                "num_tokens": sum(sequence.num_counted for sequence in measured),
+                "num_held_out_sequences": len(held_out),
+                "num_held_out_tokens": sum(sequence.num_counted for sequence in held_out),
+            },
+            versions=versions(),
+            command=settings.command(self.model_name),
+        )
+
+
+def load_model(model_dir: Path, device: str) -> TorchModel:
+    """The model in float32: statistics are measured in the precision that the paper's formulas assume."""
+    return TorchModel.load(model_dir, dtype=torch.float32, device=device)

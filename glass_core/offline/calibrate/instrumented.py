@@ -1,0 +1,46 @@
+"""The dense forward pass of one sequence, with every layer's FFN opened up for measuring."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from glass_core.runners.torch_runner.attention import SequenceCache
+from glass_core.runners.torch_runner.ffn import ACTIVATIONS
+from glass_core.runners.torch_runner.model import TorchModel
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTrace:
+    """One layer's g = act(gate_proj x), u = up_proj x and z = g * u, each (num_tokens, intermediate_size)."""
+
+    gate: Tensor
+    up: Tensor
+    z: Tensor
+
+
+class TracingFfn:
+    """A dense `Ffn` that keeps each layer's g, u, z. With grad enabled, every z can be differentiated against."""
+
+    def __init__(self, model: TorchModel) -> None:
+        self._model = model
+        self.traces: list[LayerTrace] = []
+
+    def __call__(self, layer: int, x: Tensor) -> Tensor:
+        weights = self._model.layers[layer].ffn
+        gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+        gate = ACTIVATIONS[self._model.spec.activation](gate)
+        z = gate * up
+        if torch.is_grad_enabled() and not z.requires_grad:
+            # weights are frozen, so the first layer's z is where the graph begins
+            z.requires_grad_()
+        self.traces.append(LayerTrace(gate, up, z))
+        return self._model.ffn_output(layer, z)
+
+
+def run_sequence(model: TorchModel, token_ids: Tensor, ffn: TracingFfn) -> Tensor:
+    """Next-token logits (n, vocab) of a whole sequence (n,)."""
+    positions = torch.arange(len(token_ids), device=token_ids.device)
+    hidden = model.forward(token_ids, positions, attention=SequenceCache(model.spec), ffn=ffn)
+    return model.logits(hidden)

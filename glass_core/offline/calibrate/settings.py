@@ -1,0 +1,65 @@
+"""What a calibration run is asked for. Two runs with equal settings on equal weights make equal artifacts."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from glass_core.errors import ConfigurationError
+
+NULL_SOURCE, CHAT_SOURCE = "null", "chat"
+SENSITIVITY_DENSITY = 0.5
+
+# Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
+_WORK_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """`source` is null, chat or a text file's path. `num_sequences` sequences of up to `sequence_length` tokens (the
+    template prefix not counted) give the statistics, `num_held_out` more the layer sensitivities."""
+
+    source: str = CHAT_SOURCE
+    seed: int = 0
+    num_sequences: int = 24
+    sequence_length: int = 192
+    num_held_out: int = 4
+
+    def __post_init__(self) -> None:
+        for name in ("num_sequences", "num_held_out"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.sequence_length < 8:
+            raise ConfigurationError(f"sequence_length must be at least 8, got {self.sequence_length}")
+        if self.file is not None and not self.file.is_file():
+            raise ConfigurationError(
+                f"source must be {NULL_SOURCE}, {CHAT_SOURCE} or a text file, got {self.source!r}: no such file"
+            )
+
+    @property
+    def file(self) -> Path | None:
+        """The text file, None when the model writes its own corpus."""
+        return None if self.source in (NULL_SOURCE, CHAT_SOURCE) else Path(self.source)
+
+    @property
+    def source_name(self) -> str:
+        """What the manifest says: a file's name without its folder."""
+        return self.source if self.file is None else self.file.name
+
+    @property
+    def total_sequences(self) -> int:
+        return self.num_sequences + self.num_held_out
+
+    def key(self, fingerprint: str) -> str:
+        """Identity of the run: equal keys mean partial results may be reused."""
+        content = None if self.file is None else hashlib.sha256(self.file.read_bytes()).hexdigest()
+        parts = [_WORK_FORMAT, fingerprint, asdict(self), content]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def command(self, model_name: str) -> str:
+        """The command that repeats the run."""
+        return (
+            f"glass calibrate {model_name} --source {self.source_name} --seed {self.seed} "
+            f"--num-sequences {self.num_sequences} --sequence-length {self.sequence_length} "
+            f"--num-held-out {self.num_held_out}"
+        )

@@ -1,0 +1,56 @@
+"""Measure a model's neurons on a corpus and write the global-statistics artifact.
+
+The corpus is text the model writes itself (--source null or chat), or a text file. A run that is interrupted
+continues where it was when the same command is given again; equal settings give equal artifacts on one machine.
+"""
+
+import argparse
+from pathlib import Path
+
+from glass_core.config import resolve_model
+
+HELP = "measure a model's global statistics (the artifact)"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a pulled model's name or a model folder")
+    parser.add_argument(
+        "--source",
+        default="chat",
+        metavar="null|chat|FILE",
+        help="null: the model writes from BOS alone; chat: it writes a user message and its own answer under the chat "
+        "template; FILE: a text file (default: chat)",
+    )
+    parser.add_argument("--output", type=Path, metavar="PATH", help="default: ./MODEL-SOURCE.safetensors")
+    parser.add_argument("--seed", type=int, default=0, help="of the corpus (default: 0)")
+    parser.add_argument("--num-sequences", type=int, default=24, help="sequences measured (default: 24)")
+    parser.add_argument("--sequence-length", type=int, default=192, help="tokens per sequence (default: 192)")
+    parser.add_argument(
+        "--num-held-out", type=int, default=4, help="further sequences for the layer sensitivities (default: 4)"
+    )
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+
+
+def run(args: argparse.Namespace) -> int:
+    from glass_core.offline.calibrate.calibration import CalibrationRun, load_model
+    from glass_core.offline.calibrate.settings import CalibrationSettings
+    from glass_core.offline.progress import ConsoleProgress
+    from glass_core.text import load_text_processor
+
+    settings = CalibrationSettings(
+        source=args.source,
+        seed=args.seed,
+        num_sequences=args.num_sequences,
+        sequence_length=args.sequence_length,
+        num_held_out=args.num_held_out,
+    )
+    model_dir = resolve_model(args.model)
+    name = model_dir.name
+    output: Path = args.output or Path(f"{name}-{Path(settings.source_name).stem}.safetensors")
+    calibration = CalibrationRun(
+        load_model(model_dir, args.device), load_text_processor(model_dir), model_dir, name, settings, ConsoleProgress()
+    )
+    statistics = calibration.execute(output)
+    corpus = statistics.manifest.corpus
+    print(f"{output}: {output.stat().st_size:,} bytes, {corpus['num_tokens']} tokens of source {corpus['source']}")
+    return 0

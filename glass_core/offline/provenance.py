@@ -1,0 +1,46 @@
+"""Under which conditions something was measured: the machine, the versions, the command. Goes into every result."""
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from glass_core import __version__
+
+_MEASURING_PACKAGES = ("torch", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the software that measures."""
+    found = {"glass": __version__, "python": platform.python_version()}
+    for name in _MEASURING_PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def machine() -> dict[str, str | int]:
+    """Processor, its cores available to this process, and the operating system."""
+    return {"cpu": cpu_model(), "num_cores": num_cores(), "system": f"{platform.system()} {platform.machine()}"}
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_model() -> str:
+    """The processor's name as the kernel gives it, else the architecture."""
+    return cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+def cpu_info() -> dict[str, str]:
+    """Fields of the first processor in /proc/cpuinfo; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return {}
+    first = path.read_text(encoding="utf-8").split("\n\n", maxsplit=1)[0]
+    pairs = (line.split(":", maxsplit=1) for line in first.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
