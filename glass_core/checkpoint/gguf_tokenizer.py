@@ -1,0 +1,129 @@
+"""GGUF metadata → a `tokenizers.Tokenizer`, without torch or transformers.
+
+A GGUF holds vocabulary, merges and token types; how text is cut before merging is only a name (`tokenizer.ggml.pre`),
+whose rules llama.cpp has in code. The rules below are those of the models' own tokenizer.json files. An unknown name is
+refused: a wrong cut gives text that looks right and scores worse.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+from glass_core.errors import CheckpointError, UnsupportedModelError
+
+CONTROL_TYPE, USER_DEFINED_TYPE = 3, 4
+ADVICE = "put the model's tokenizer.json beside the .gguf file: it is used when present"
+_GPT4_STYLE_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def _split_by(pattern: str) -> Any:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+
+def _gpt2(tokenizer: Tokenizer) -> None:
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _smollm(tokenizer: Tokenizer) -> None:
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+
+
+def _llama3(tokenizer: Tokenizer) -> None:
+    tokenizer.pre_tokenizer = _split_by(_GPT4_STYLE_SPLIT % "{1,3}")
+
+
+def _qwen2(tokenizer: Tokenizer) -> None:
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _split_by(_GPT4_STYLE_SPLIT % "")
+
+
+_PRE_TOKENIZERS: Mapping[str, Callable[[Tokenizer], None]] = {
+    "gpt-2": _gpt2,
+    "smollm": _smollm,
+    "llama-bpe": _llama3,
+    "llama3": _llama3,
+    "llama-v3": _llama3,
+    "qwen2": _qwen2,
+}
+_WHOLE_WORDS_FIRST = ("llama-bpe", "llama3", "llama-v3")  # a word in the vocabulary is taken without merging
+_ADDS_BOS = _WHOLE_WORDS_FIRST  # llama.cpp's default where the file has no add_bos_token
+
+
+def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
+    """The tokenizer of a GGUF file; `path` is for messages.
+
+    Raises UnsupportedModelError (tokenizer model or pre-tokenizer) and CheckpointError (missing or inconsistent lists).
+    """
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind != "gpt2":
+        raise UnsupportedModelError(f"{path}: tokenizer model {kind!r} is not supported (supported: gpt2); {ADVICE}")
+    if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
+        supported = ", ".join(_PRE_TOKENIZERS)
+        raise UnsupportedModelError(f"{path}: pre-tokenizer {pre!r} is not supported ({supported}); {ADVICE}")
+    tokens = _strings(metadata, "tokens", path)
+    tokenizer = Tokenizer(_bpe(tokens, _strings(metadata, "merges", path), pre in _WHOLE_WORDS_FIRST, path))
+    _PRE_TOKENIZERS[pre](tokenizer)
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type"), path)
+    if metadata.get("tokenizer.ggml.add_bos_token", pre in _ADDS_BOS):
+        _prepend_bos(tokenizer, tokens, metadata, path)
+    return tokenizer
+
+
+def _strings(metadata: Mapping[str, Any], key: str, path: Path) -> list[str]:
+    values = metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise CheckpointError(f"{path}: tokenizer.ggml.{key} is missing or not a list of strings")
+    return values
+
+
+def _bpe(tokens: list[str], merges: list[str], ignore_merges: bool, path: Path) -> Any:
+    vocab = {token: index for index, token in enumerate(tokens)}
+    if len(vocab) != len(tokens):
+        raise CheckpointError(f"{path}: tokenizer.ggml.tokens has duplicates")
+    if any(merge.count(" ") != 1 for merge in merges):
+        raise CheckpointError(f"{path}: tokenizer.ggml.merges has an entry that is not two tokens")
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
+    try:
+        return models.BPE(vocab=vocab, merges=pairs, ignore_merges=ignore_merges)
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"{path}: tokenizer.ggml.merges do not fit the tokens ({error})") from error
+
+
+def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: object, path: Path) -> None:
+    """Control tokens become special (hidden when decoding), user-defined ones only unsplittable."""
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise CheckpointError(f"{path}: tokenizer.ggml.token_type is missing or does not fit the tokens")
+    for token, kind in zip(tokens, types, strict=True):
+        if kind == CONTROL_TYPE:
+            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        elif kind == USER_DEFINED_TYPE:
+            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+
+
+def special_token(metadata: Mapping[str, Any], name: str) -> str | None:
+    """Text of the token `tokenizer.ggml.<name>_token_id` points to; None when the file does not say."""
+    index, tokens = metadata.get(f"tokenizer.ggml.{name}_token_id"), metadata.get("tokenizer.ggml.tokens")
+    if isinstance(index, int) and isinstance(tokens, list) and 0 <= index < len(tokens):
+        return str(tokens[index])
+    return None
+
+
+def _prepend_bos(tokenizer: Tokenizer, tokens: list[str], metadata: Mapping[str, Any], path: Path) -> None:
+    bos = special_token(metadata, "bos")
+    if bos is None:
+        raise CheckpointError(f"{path}: the tokenizer adds a BOS token, but tokenizer.ggml.bos_token_id names none")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, tokens.index(bos))]
+    )
