@@ -56,7 +56,7 @@ class ThreadedEngineClient:
         return self._engine.info
 
     def stats(self) -> EngineStats:
-        return replace(self._thread.stats, num_requests_waiting=self._thread.num_waiting(self._num_posted))
+        return replace(self._engine.stats(), num_requests_waiting=self._thread.num_waiting(self._num_posted))
 
     def check_health(self) -> None:
         """Raise EngineUnavailableError when the engine thread is dead or stopped."""
@@ -124,9 +124,20 @@ class ThreadedEngineClient:
 
     def _bind_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._loop is not loop and self._inboxes:
-            raise RuntimeError("streams of another event loop are open: an engine client serves one loop at a time")
+        if self._loop is not loop:
+            self._leave_loop()
         self._loop = loop
+
+    def _leave_loop(self) -> None:
+        if self._loop is not None and self._loop.is_closed():
+            self._abandon_all()
+        if self._inboxes:
+            raise RuntimeError("streams of another event loop are open: an engine client serves one loop at a time")
+
+    def _abandon_all(self) -> None:
+        """Nobody can read these streams any more: give their memory back."""
+        for request_id in tuple(self._inboxes):
+            self._abandon(request_id)
 
     def _abandon(self, request_id: str) -> None:
         self._forget(request_id)
@@ -157,9 +168,7 @@ class ThreadedEngineClient:
         try:
             self._loop.call_soon_threadsafe(self._dispatch, delivery)
         except RuntimeError:
-            # The loop was closed with streams open: nobody will read them, so give their memory back.
-            for request_id in tuple(self._inboxes):
-                self._abandon(request_id)
+            self._abandon_all()  # the loop was closed
 
     def _dispatch(self, delivery: Delivery) -> None:
         for event in delivery.events:

@@ -1,7 +1,7 @@
 """Engine: the synchronous loop of continuous batching. `step()` is schedule → execute → publish.
 
 Token ids in, token events out. One thread at a time may call it (see `worker.py`), except `info` and `check`, which
-only read what is fixed after construction. Requests join and leave between steps.
+only read what is fixed after construction, and `stats`. Requests join and leave between steps.
 """
 
 import logging
@@ -115,6 +115,7 @@ class Engine:
         return events
 
     def stats(self) -> EngineStats:
+        """Counters as they are now, from any thread: each is read at once, together they may straddle a step."""
         return EngineStats(
             num_requests_running=len(self._scheduler.running),
             num_requests_waiting=len(self._scheduler.waiting),

@@ -43,15 +43,11 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.view_bytes_used = 0  # reserved by the admitted sequences
 
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
-
-    @property
-    def view_bytes_used(self) -> int:
-        """View bytes reserved by admitted sequences."""
-        return sum(sequence.view_bytes for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -61,8 +57,7 @@ class Scheduler:
         if sequence.status is SequenceStatus.WAITING:
             self.waiting.remove(sequence)
         else:
-            self.running.remove(sequence)
-        self._free(sequence)
+            self._leave(sequence)
 
     def schedule(self) -> Schedule:
         preempted: list[Sequence] = []
@@ -95,8 +90,7 @@ class Scheduler:
         return True
 
     def _preempt(self, victim: Sequence) -> None:
-        self.running.remove(victim)
-        self._free(victim)
+        self._leave(victim)
         victim.preempt()
         self.waiting.appendleft(victim)
         self.num_preemptions += 1
@@ -122,8 +116,12 @@ class Scheduler:
         # All blocks of the tokens it has: prefill then never runs out, only decoding can.
         sequence.admit(self.allocator.allocate(self.allocator.blocks_for(sequence.num_tokens)))
         self.running.append(sequence)
+        self.view_bytes_used += sequence.view_bytes
         return sequence
 
-    def _free(self, sequence: Sequence) -> None:
+    def _leave(self, sequence: Sequence) -> None:
+        """The opposite of `_admit`."""
+        self.running.remove(sequence)
+        self.view_bytes_used -= sequence.view_bytes
         self.allocator.free(sequence.block_table)
         sequence.block_table = []

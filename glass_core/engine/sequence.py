@@ -91,7 +91,6 @@ class Sequence:
     def preempt(self) -> None:
         """Forget the cache. A frozen plan stays; sums of an unfinished prompt start over with it."""
         self.status = SequenceStatus.WAITING
-        self.block_table = []
         self.num_computed = 0
         if not self.plan_frozen:
             self.statistics = None

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from glass_core.api import EngineStats, FinishReason, GenerationRequest, TokenEvent
+from glass_core.api import FinishReason, GenerationRequest, TokenEvent
 from glass_core.engine.engine import Engine, StepFailedError
 from glass_core.errors import EngineFailureError, EngineUnavailableError, GlassError
 
@@ -56,14 +56,8 @@ class EngineThread:
         self._wake = threading.Condition()
         self._closed = False
         self._num_taken = 0
-        self._stats = engine.stats()
         self._thread = threading.Thread(target=self._run, name="glass-engine", daemon=True)
         self._thread.start()
-
-    @property
-    def stats(self) -> EngineStats:
-        """Snapshot of the last step's end."""
-        return self._stats
 
     @property
     def closed(self) -> bool:
@@ -137,8 +131,6 @@ class EngineThread:
             return self._engine.take_events()
 
     def _hand_over(self, events: list[TokenEvent], failures: Mapping[str, GlassError]) -> None:
-        # Statistics first: whoever sees the last event also sees the memory free.
-        self._stats = self._engine.stats()
         if events or failures:
             self._deliver(Delivery(events, failures))
 

@@ -1,0 +1,155 @@
+"""Random traffic through the engine on tiny KV pools: nothing leaks, nothing starves, every answer is its own."""
+
+from dataclasses import dataclass, field
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from glass_core.api import FinishReason, GenerationRequest, SparsityParams, TokenEvent
+from glass_core.config import SchedulerConfig
+from glass_core.engine.engine import Engine, StepFailedError
+from glass_core.errors import InvalidRequestError
+from glass_core.runners.base import StepRow
+from tests.core.engine_builders import DENSE, GRIFFIN, CountingSelector, answer_alone, make_engine, make_request
+from tests.fakes_runner import FakeRunner, plan_key
+
+RANDOM = SparsityParams(sparsity=0.3, method="random", seed=5)
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """One request of the traffic: when it comes (in steps after the one before), and how it may be cut short."""
+
+    request: GenerationRequest
+    delay: int
+    cut: FinishReason | None
+    cut_after: int
+
+
+@dataclass(slots=True)
+class Outcome:
+    events: list[TokenEvent] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+
+    def ends(self, request_id: str) -> int:
+        finishes = sum(e.request_id == request_id and e.finish is not None for e in self.events)
+        return finishes + self.failed.count(request_id)
+
+
+@st.composite
+def visitors(draw: st.DrawFn) -> list[Visitor]:
+    result = []
+    for index in range(draw(st.integers(1, 7))):
+        request = make_request(
+            str(index),
+            draw(st.lists(st.integers(0, 31), min_size=1, max_size=14)),
+            max_tokens=draw(st.integers(1, 12)),
+            seed=draw(st.integers(0, 3)),
+            sparsity=draw(st.sampled_from([DENSE, GRIFFIN, RANDOM])),
+            ignore_eos=draw(st.booleans()),
+        )
+        cut = draw(st.sampled_from([None, None, None, FinishReason.ABORTED, FinishReason.STOP]))
+        result.append(Visitor(request, draw(st.integers(0, 3)), cut, draw(st.integers(0, 8))))
+    return result
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    traffic=visitors(),
+    num_kv_blocks=st.integers(3, 12),
+    limits=st.integers(1, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(n, 10))),
+    view_cache_bytes=st.sampled_from([80, 120, 1000]),
+    failing_steps=st.sets(st.integers(0, 30), max_size=2),
+)
+def test_random_traffic(
+    traffic: list[Visitor],
+    num_kv_blocks: int,
+    limits: tuple[int, int],
+    view_cache_bytes: int,
+    failing_steps: set[int],
+) -> None:
+    runner = FakeRunner(num_kv_blocks=num_kv_blocks)
+    runner.failures.extend(RuntimeError("on demand") if step in failing_steps else None for step in range(31))
+    selector = CountingSelector(runner)
+    engine = make_engine(
+        runner,
+        selector=selector,
+        scheduler=SchedulerConfig(max_num_sequences=limits[0], max_step_tokens=limits[1]),
+        view_cache_bytes=view_cache_bytes,
+    )
+    accepted, outcome = serve(engine, traffic)
+    for visitor in accepted:
+        check_answer(visitor, outcome)
+    for batch in runner.batches:
+        assert sum(len(row.token_ids) for row in batch.rows) <= limits[1]
+        assert len(batch.rows) <= limits[0]
+    assert len(selector.num_tokens_seen) <= sum(not v.request.sparsity.is_dense for v in accepted)
+    check_plans([row for batch in runner.batches for row in batch.rows])
+    stats = engine.stats()
+    assert (stats.kv_blocks_used, stats.view_bytes_used, runner.views) == (0, 0, {})
+    assert (stats.num_requests_running, stats.num_requests_waiting) == (0, 0)
+
+
+def serve(engine: Engine, traffic: list[Visitor]) -> tuple[list[Visitor], Outcome]:
+    """Feed the traffic, step until idle; returns who was accepted and what came out."""
+    accepted: list[Visitor] = []
+    outcome = Outcome()
+    cuts: list[tuple[int, Visitor]] = []
+    arrivals = iter(traffic)
+    coming = next(arrivals, None)
+    last_arrival = 0
+    for step in range(3000):
+        while coming is not None and step >= last_arrival + coming.delay:
+            if accept(engine, coming):
+                accepted.append(coming)
+                cuts.append((step + coming.cut_after, coming))
+            last_arrival, coming = step, next(arrivals, None)
+        for due, visitor in cuts:
+            if due == step and visitor.cut is not None:
+                engine.finish(visitor.request.request_id, visitor.cut)
+        if coming is None and not engine.has_work:
+            return accepted, outcome
+        advance(engine, outcome)
+    raise AssertionError("starvation: the engine never becomes idle")
+
+
+def accept(engine: Engine, visitor: Visitor) -> bool:
+    try:
+        engine.add(visitor.request)
+    except InvalidRequestError:
+        return False
+    return True
+
+
+def advance(engine: Engine, outcome: Outcome) -> None:
+    try:
+        outcome.events += engine.step()
+    except StepFailedError as error:
+        outcome.failed += error.request_ids
+        outcome.events += engine.take_events()
+
+
+def check_answer(visitor: Visitor, outcome: Outcome) -> None:
+    """One end, nothing after it, and the tokens (or their beginning, when cut short) of the request alone."""
+    request_id = visitor.request.request_id
+    assert outcome.ends(request_id) == 1
+    events = [event for event in outcome.events if event.request_id == request_id]
+    tokens = [event.token_id for event in events if event.token_id is not None]
+    alone = answer_alone(visitor.request)
+    assert tokens == alone[: len(tokens)]
+    if request_id in outcome.failed:
+        return
+    finish = events[-1].finish
+    assert finish is not None
+    assert finish.num_generated_tokens == len(tokens)
+    if len(tokens) < len(alone):
+        assert finish.reason is visitor.cut
+
+
+def check_plans(rows: list[StepRow]) -> None:
+    """A sequence has one plan for its life."""
+    plans: dict[str, set[str]] = {}
+    for row in rows:
+        if row.plan is not None:
+            plans.setdefault(row.sequence_id, set()).add(plan_key(row.plan))
+    assert all(len(keys) == 1 for keys in plans.values())
