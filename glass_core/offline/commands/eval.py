@@ -1,0 +1,104 @@
+"""Measure the quality of sparse models against the dense one.
+
+longform   answers of the dense model, teacher-forced under every method, sparsity and lambda
+"""
+
+import argparse
+from pathlib import Path
+
+from glass_core.config import EngineConfig, resolve_model
+
+HELP = "measure quality: perplexity and KL of sparse against dense"
+_LONGFORM = """\
+The dense model answers every prompt (temperature 0.7, top-p 0.95). Then each condition, its neurons chosen from the
+prompt alone, is teacher-forced on that answer with dense prompt KV. Reported per answer token: perplexity, mean
+KL(dense || sparse), top-1 agreement, and the share of FFN weights read. `oracle` chooses from the answer's own
+statistics: the bound for any plan that stays fixed during an answer.
+
+A prompt file has one JSON object with an `instruction` per line. Skipped are entries whose first `instances` item has a
+non-empty `input`, and instructions of --max-prompt-chars characters or more.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    protocols = parser.add_subparsers(dest="protocol", metavar="PROTOCOL", required=True)
+    _add_longform(
+        protocols.add_parser(
+            "longform",
+            help="teacher-forced long answers",
+            description=_LONGFORM,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+
+
+def _add_longform(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a pulled model's name or a model folder")
+    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE.jsonl")
+    parser.add_argument("--methods", default="griffin,a_glass,oracle", help="comma-separated; also dense and oracle")
+    parser.add_argument("--sparsities", default="0.3,0.5", help="comma-separated (default: 0.3,0.5)")
+    parser.add_argument("--lambdas", default="0.5", help="comma-separated, for methods that fuse (default: 0.5)")
+    parser.add_argument("--profiles", default="uniform", help="comma-separated budget profiles (default: uniform)")
+    parser.add_argument("--artifact", type=Path, help="global statistics (default: those shipped for the model)")
+    parser.add_argument("--limit", type=int, default=20, help="use the first N prompts (default: 20)")
+    parser.add_argument("--max-prompt-chars", type=int, default=120, help="skip longer instructions (default: 120)")
+    parser.add_argument("--max-new-tokens", type=int, default=192, help="length of the answers (default: 192)")
+    parser.add_argument("--seed", type=int, default=0, help="of the answers and of `random` (default: 0)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the result as JSON")
+    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="plot KL and perplexity against sparsity")
+
+
+def run(args: argparse.Namespace) -> int:
+    return _run_longform(args)
+
+
+def _run_longform(args: argparse.Namespace) -> int:
+    import torch
+    from rich.console import Console
+
+    from glass_core.engine.loading import load_statistics
+    from glass_core.offline.evaluate.conditions import Sweep, parse_floats, parse_names
+    from glass_core.offline.evaluate.evaluation import LongformRun
+    from glass_core.offline.evaluate.prompts import read_prompts
+    from glass_core.offline.evaluate.report import plot_curves, print_table
+    from glass_core.offline.progress import ConsoleProgress
+    from glass_core.offline.results import write_result
+    from glass_core.runners.torch_runner.model import TorchModel
+    from glass_core.text import load_text_processor
+
+    sweep = Sweep(
+        methods=parse_names(args.methods, "--methods"),
+        sparsities=parse_floats(args.sparsities, "--sparsities"),
+        lambdas=parse_floats(args.lambdas, "--lambdas"),
+        profiles=parse_names(args.profiles, "--profiles"),
+        seed=args.seed,
+    )
+    instructions = read_prompts(args.prompts, limit=args.limit, max_chars=args.max_prompt_chars)
+    model_dir = resolve_model(args.model)
+    model = TorchModel.load(model_dir, dtype=getattr(torch, args.dtype), device=args.device)
+    config = EngineConfig(model_path=model_dir, model_name=model_dir.name, artifact_path=args.artifact)
+    found = load_statistics(config, model.fingerprint)
+    evaluation = LongformRun(
+        model,
+        load_text_processor(model_dir),
+        None if found is None else found[0],
+        sweep,
+        args.max_new_tokens,
+        args.seed,
+        ConsoleProgress(),
+    )
+    conditions = evaluation.conditions(
+        model_name=model_dir.name,
+        prompts=args.prompts.name,
+        num_prompts=len(instructions),
+        artifact=None if found is None else found[1].name,
+    )
+    result = {"conditions": conditions, **evaluation.execute(instructions)}
+    print_table(result, Console())
+    if args.json is not None:
+        write_result(args.json, result)
+    if args.plot is not None:
+        plot_curves(result, args.plot)
+    return 0

@@ -1,0 +1,81 @@
+"""What an evaluation sweeps over: methods x sparsities x lambdas x profiles, without combinations that say nothing."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from glass_core.api import DENSE_METHOD, SparsityParams
+from glass_core.errors import ConfigurationError
+from glass_core.sparsity.budget import UNIFORM
+from glass_core.sparsity.local_stats import FloatArray
+from glass_core.sparsity.selection import PlanSelector
+from glass_core.sparsity.selectors import load_selectors
+from glass_core.sparsity.selectors.base import ModelEvidence, Need, PromptEvidence, Selector
+
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True, slots=True)
+class Oracle:
+    """Selects by the statistic of the answer itself, which no server can know: the bound for any static plan.
+
+    It is an ordinary prompt-side method whose caller hands it the answer's statistics instead of the prompt's.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.LOCAL})
+    fuses: ClassVar[bool] = False
+
+    def prompt_scores(self, prompt: PromptEvidence) -> FloatArray:
+        return prompt.local.l1()
+
+    def model_scores(self, model: ModelEvidence) -> None:
+        return None
+
+
+def evaluation_selectors() -> dict[str, Selector]:
+    """Every servable method, and the oracle."""
+    return {**load_selectors(), ORACLE: Oracle()}
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The grid as asked for on the command line."""
+
+    methods: tuple[str, ...]
+    sparsities: tuple[float, ...]
+    lambdas: tuple[float | None, ...] = (None,)
+    profiles: tuple[str, ...] = (UNIFORM,)
+    seed: int = 0
+
+    def conditions(self, selector: PlanSelector) -> list[SparsityParams]:
+        """One entry per distinct condition, in the order of the flags; lambda only where the method fuses.
+
+        Raises InvalidRequestError or MissingStatisticsError for what cannot be served.
+        """
+        fusing = {name for name, method in evaluation_selectors().items() if method.fuses}
+        found: dict[SparsityParams, None] = {}
+        for method in self.methods:
+            for profile in self.profiles:
+                for sparsity in self.sparsities if method != DENSE_METHOD else (0.0,):
+                    for lambda_ in self.lambdas if method in fusing and sparsity > 0 else (None,):
+                        params = SparsityParams(sparsity, lambda_, method, profile, self.seed)
+                        selector.check(params)
+                        found[params] = None
+        return list(found)
+
+
+def parse_floats(text: str, flag: str) -> tuple[float, ...]:
+    """Comma-separated numbers of a flag. Raises ConfigurationError naming the flag."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigurationError(f"{flag} must be numbers separated by commas, got {text!r}") from error
+    return values
+
+
+def parse_names(text: str, flag: str) -> tuple[str, ...]:
+    """Comma-separated names of a flag. Raises ConfigurationError naming the flag."""
+    names: Sequence[str] = [part.strip() for part in text.split(",")]
+    if not all(names):
+        raise ConfigurationError(f"{flag} must be names separated by commas, got {text!r}")
+    return tuple(names)

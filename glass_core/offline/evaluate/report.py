@@ -1,0 +1,63 @@
+"""Results of an evaluation for people: a table on the terminal, a plot of KL and perplexity against sparsity."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Row = Mapping[str, Any]
+
+
+def print_table(result: Mapping[str, Any], console: Console) -> None:
+    """All rows, under the dense perplexity."""
+    dense = result["dense"]
+    title = f"long-form · dense ppl {dense['ppl']:.2f} · {dense['num_answers']} answers, {dense['num_tokens']} tokens"
+    table = Table("method", "sparsity", "lambda", "profile", title=title)
+    for name in ("ppl", "KL", "agreement", "FFN reads"):
+        table.add_column(name, justify="right")
+    for row in result["rows"]:
+        table.add_row(
+            row["method"],
+            f"{row['sparsity']:g}",
+            "-" if row["lambda"] is None else f"{row['lambda']:g}",
+            row["profile"],
+            f"{row['ppl']:.2f}",
+            f"{row['kl']:.3f}",
+            f"{row['agreement']:.1%}",
+            f"{row['ffn_reads']:.3f}",
+        )
+    console.print(table)
+
+
+def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows grouped into one labeled curve per method, lambda and profile, by rising sparsity."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        weight = "" if row["lambda"] is None else f" λ {row['lambda']:g}"
+        profile = "" if row["profile"] == "uniform" else f" ({row['profile']})"
+        found.setdefault(f"{row['method']}{weight}{profile}", []).append(row)
+    return {label: sorted(group, key=lambda row: float(row["sparsity"])) for label, group in found.items()}
+
+
+def plot_curves(result: Mapping[str, Any], path: Path) -> None:
+    """KL and perplexity against sparsity as a PNG (or what the file's ending asks for)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  matplotlib is slow to import
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    for axes, key, label in ((left, "kl", "mean KL(dense ‖ sparse), nats"), (right, "ppl", "perplexity of the answer")):
+        for name, rows in curves(result["rows"]).items():
+            axes.plot([row["sparsity"] for row in rows], [row[key] for row in rows], marker="o", label=name)
+        axes.set_xlabel("sparsity")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    right.set_yscale("log")
+    right.axhline(result["dense"]["ppl"], color="black", linestyle=":", label="dense")
+    right.legend()
+    figure.suptitle(f"{result['conditions']['model']}: {result['dense']['num_answers']} long-form answers")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
