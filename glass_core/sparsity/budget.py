@@ -114,23 +114,24 @@ def _apportion(total: int, weights: Sequence[float], *, cap: int) -> list[int]:
 
 def _capped_shares(total: int, weights: Sequence[float], cap: int) -> list[float]:
     """Real shares proportional to `weights`, clamped at `cap`, what is clamped away redistributed ("water filling")."""
-    largest = max(weights)
-    scaled = [weight / largest for weight in weights] if largest > 0 else [1.0] * len(weights)
     shares = [0.0] * len(weights)
     open_layers = list(range(len(weights)))
     remaining = total
     while remaining > 0:
-        weight_sum = sum(scaled[layer] for layer in open_layers)
-        if weight_sum == 0.0:  # only layers of weight 0 are left: they share equally
-            scaled, weight_sum = [1.0] * len(weights), float(len(open_layers))
-        proportional = {layer: remaining * (scaled[layer] / weight_sum) for layer in open_layers}
-        full = [layer for layer in open_layers if proportional[layer] >= cap]
+        wanted = dict(zip(open_layers, _proportional(remaining, [weights[i] for i in open_layers]), strict=True))
+        full = {layer for layer, share in wanted.items() if share >= cap}
+        for layer in full or open_layers:
+            shares[layer] = min(wanted[layer], float(cap))
         if not full:
-            for layer in open_layers:
-                shares[layer] = proportional[layer]
             break
-        for layer in full:
-            shares[layer] = float(cap)
         remaining -= cap * len(full)
         open_layers = [layer for layer in open_layers if layer not in full]
     return shares
+
+
+def _proportional(total: int, weights: Sequence[float]) -> list[float]:
+    """`total` divided in proportion to `weights`; equally when all are zero. The largest weight is scaled to 1 first,
+    so that sums of huge weights do not overflow and tiny ones count once the huge ones have given all they can."""
+    largest = max(weights)
+    scaled = [weight / largest for weight in weights] if largest > 0 else [1.0] * len(weights)
+    return [total * (weight / sum(scaled)) for weight in scaled]

@@ -4,10 +4,14 @@ from collections.abc import Collection
 from typing import Any
 
 import numpy as np
+from hypothesis import settings
 
 from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics
 from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
 from glass_core.sparsity.selection import PlanSelector
+
+# No deadline: a busy machine is not a failure.
+property_test = settings(deadline=None, max_examples=60)
 
 NUM_LAYERS = 3
 NUM_NEURONS = 40

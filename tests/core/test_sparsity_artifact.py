@@ -24,7 +24,15 @@ from glass_core.sparsity.artifact import (
     write_artifact,
 )
 from glass_core.sparsity.budget import Profile
-from tests.core.sparsity_samples import IMPACT, NUM_LAYERS, NUM_NEURONS, make_manifest, make_statistics, random_scores
+from tests.core.sparsity_samples import (
+    IMPACT,
+    NUM_LAYERS,
+    NUM_NEURONS,
+    make_manifest,
+    make_statistics,
+    property_test,
+    random_scores,
+)
 
 PROFILES = {
     "uniform": Profile("uniform", (1.0, 1.0, 1.0)),
@@ -74,6 +82,7 @@ def test_optional_tensors_may_be_missing(path: Path) -> None:
     assert not read.has_impact
 
 
+@property_test
 @given(
     hnp.arrays(
         np.float32,
@@ -201,6 +210,7 @@ def test_a_directory(tmp_path: Path) -> None:
         read_artifact(tmp_path)
 
 
+@property_test
 @given(share=st.floats(0, 0.999))
 def test_a_truncated_file(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
     path = tmp_path_factory.mktemp("artifact") / "a.safetensors"
@@ -211,6 +221,7 @@ def test_a_truncated_file(tmp_path_factory: pytest.TempPathFactory, share: float
         read_artifact(path)
 
 
+@property_test
 @given(data=st.data())
 def test_flipped_bytes_are_refused_or_harmless(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = tmp_path_factory.mktemp("artifact") / "a.safetensors"

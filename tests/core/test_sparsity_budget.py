@@ -13,6 +13,7 @@ from glass_core.sparsity.budget import (
     sensitivity_profile,
     uniform_profile,
 )
+from tests.core.sparsity_samples import property_test
 
 densities = st.floats(0.0, 1.0)
 weights = st.lists(
@@ -20,6 +21,7 @@ weights = st.lists(
 )
 
 
+@property_test
 @given(density=densities, prune_weights=weights, num_neurons=st.integers(1, 400))
 def test_budgets_are_in_range_sum_exactly_and_follow_the_weights(
     density: float, prune_weights: list[float], num_neurons: int
@@ -34,6 +36,11 @@ def test_budgets_are_in_range_sum_exactly_and_follow_the_weights(
                 assert budget >= other_budget
 
 
+def test_a_tiny_weight_still_counts_among_tiny_ones() -> None:
+    assert layer_budgets(0.5, Profile("extreme", (0.0, 1e-200, 1e200)), 100) == (100, 49, 1)
+
+
+@property_test
 @given(density=densities, num_layers=st.integers(1, 40), num_neurons=st.integers(1, 3000))
 def test_uniform_layers_differ_by_at_most_one_neuron_lower_layers_keep_it(
     density: float, num_layers: int, num_neurons: int
@@ -43,6 +50,7 @@ def test_uniform_layers_differ_by_at_most_one_neuron_lower_layers_keep_it(
     assert list(budgets) == sorted(budgets, reverse=True)
 
 
+@property_test
 @given(
     prune_weights=st.lists(st.floats(0.5, 2.0), min_size=2, max_size=8),
     density=st.floats(0.8, 1.0),

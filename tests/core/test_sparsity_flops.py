@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from glass_core.models.spec import ModelSpec, RopeSpec
 from glass_core.sparsity.flops import ffn_bytes, row_cost
+from tests.core.sparsity_samples import property_test
 
 
 def make_spec(**changes: Any) -> ModelSpec:
@@ -59,6 +60,7 @@ class ProductCounter:
         self.product((num_logits, spec.hidden_size), (spec.hidden_size, spec.vocab_size))
 
 
+@property_test
 @given(
     num_tokens=st.integers(1, 9),
     start=st.integers(0, 9),

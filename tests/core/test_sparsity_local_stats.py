@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glass_core.sparsity.local_stats import LocalStatistics
-from tests.core.sparsity_samples import make_activations
+from tests.core.sparsity_samples import make_activations, property_test
 
 
 def test_definition_token_by_token() -> None:
@@ -24,6 +24,7 @@ def test_definition_token_by_token() -> None:
     assert statistics.l1().dtype == statistics.l2().dtype == np.float32
 
 
+@property_test
 @given(seed=st.integers(0, 1000), num_tokens=st.integers(1, 12), data=st.data())
 def test_chunks_add_up_to_the_whole(seed: int, num_tokens: int, data: st.DataObject) -> None:
     z = make_activations(seed, num_tokens)
@@ -37,6 +38,7 @@ def test_chunks_add_up_to_the_whole(seed: int, num_tokens: int, data: st.DataObj
     np.testing.assert_allclose(total.l2(), whole.l2(), rtol=1e-5)
 
 
+@property_test
 @given(seed=st.integers(0, 1000), exponent=st.integers(-100, 100))
 def test_rescaling_activations_changes_no_bit(seed: int, exponent: int) -> None:
     z = make_activations(seed, 2)

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from glass_core.sparsity import ranking
 from glass_core.sparsity.ranking import fuse, ranks, share_within_top_k, top_k
+from tests.core.sparsity_samples import property_test
 
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 # few distinct values, so that ties are the rule
@@ -21,6 +22,7 @@ def best_first(row: list[Fraction]) -> list[int]:
     return sorted(range(len(row)), key=lambda index: (-row[index], index))
 
 
+@property_test
 @given(matrices)
 def test_ranks_order_neurons_ties_to_the_lower_index(values: np.ndarray) -> None:
     result = ranks(values)
@@ -29,6 +31,7 @@ def test_ranks_order_neurons_ties_to_the_lower_index(values: np.ndarray) -> None
         assert [int(row_ranks[index]) for index in order] == list(range(len(row) - 1, -1, -1))
 
 
+@property_test
 @given(
     st.data(),
     st.lists(
