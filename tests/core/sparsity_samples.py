@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from hypothesis import settings
 
+from glass_core.api import SparsityParams
 from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics
 from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
 from glass_core.sparsity.selection import PlanSelector
@@ -64,3 +65,20 @@ def make_local(seed: int = 0, num_tokens: int = 7) -> LocalStatistics:
 def make_selector(statistics: GlobalStatistics | None, **changes: Any) -> PlanSelector:
     values: dict[str, Any] = {"num_layers": NUM_LAYERS, "intermediate_size": NUM_NEURONS, "statistics": statistics}
     return PlanSelector(**(values | {"magnitudes": lambda: random_scores(8)} | changes))
+
+
+def sparse(**changes: Any) -> SparsityParams:
+    return SparsityParams(**({"sparsity": 0.5} | changes))
+
+
+def chosen(selector: PlanSelector, params: SparsityParams, local: LocalStatistics) -> list[list[int]]:
+    plan = selector.select(params, local)
+    assert plan is not None
+    return [indices.tolist() for indices in plan.neurons]
+
+
+def reference_top_k(scores: Any, budgets: tuple[int, ...]) -> list[list[int]]:
+    return [
+        sorted(sorted(range(len(row)), key=lambda index: (-row[index], index))[:budget])
+        for row, budget in zip(scores.tolist(), budgets, strict=True)
+    ]
