@@ -25,6 +25,7 @@ from glass_core.runners.torch_runner.runner import draw_tokens
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
 from glass_core.runners.torch_runner.views import PackedViews, pack
 from glass_core.runners.torch_runner.weights import load_weights
+from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
 from tests.parity.harness import NUM_BLOCKS, Harness, greedy, make_plan, make_row
 from tests.tiny_models import save_tiny_model, tiny_model
@@ -190,8 +191,19 @@ def test_statistics_of_zero_and_of_extreme_activations_stay_finite(harness: Harn
     assert statistics.sum_abs.sum() == pytest.approx(3.4)
 
 
+def test_collected_statistics_equal_the_reference_definition(harness: Harness) -> None:
+    z = torch.randn(3, 9, 88, generator=torch.Generator().manual_seed(0))
+    collector = StatisticsCollector(harness.spec, 9, torch.device("cpu"))
+    for layer in range(3):
+        collector.add(layer, z[layer])
+    statistics, expected = collector.result(), LocalStatistics.from_activations(z.numpy())
+    assert statistics.num_tokens == expected.num_tokens
+    np.testing.assert_allclose(statistics.sum_abs, expected.sum_abs, rtol=1e-5)
+    np.testing.assert_allclose(statistics.sum_squares, expected.sum_squares, rtol=1e-5)
+
+
 def test_an_unknown_runner_is_refused(model_dir: Path) -> None:
-    with pytest.raises(ConfigurationError, match="unknown runner 'abacus'; available: .*torch_runner"):
+    with pytest.raises(ConfigurationError, match=r"unknown runner 'abacus'; available: .*torch_runner"):
         load_runner(config(model_dir, runner="abacus"))
 
 

@@ -81,6 +81,8 @@ def make_plan(spec: ModelSpec, budgets: Sequence[int], seed: int = 0) -> Sparsit
     neurons = tuple(
         np.sort(rng.choice(spec.intermediate_size, budget, replace=False)).astype(np.int32) for budget in budgets
     )
+    for layer in neurons:
+        layer.flags.writeable = False  # as a selector's are
     return SparsityPlan("random", "uniform", None, 0.5, spec.intermediate_size, neurons)
 
 

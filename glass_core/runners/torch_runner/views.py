@@ -37,7 +37,7 @@ def pack(ffn: FfnWeights, neurons: NeuronIndices) -> FfnWeights:
     """Rows of the kept neurons (k,) int32 in ascending order; the block itself when all are kept."""
     if len(neurons) == ffn.num_neurons:
         return ffn
-    rows = torch.from_numpy(neurons).to(ffn.down_proj.device)
+    rows = torch.tensor(neurons, device=ffn.down_proj.device)
     gate_and_up = torch.cat((rows, rows + ffn.num_neurons))
     return FfnWeights(
         gate_up=ffn.gate_up.index_select(0, gate_and_up),
