@@ -38,7 +38,7 @@ def neurons_zeroed(hf_model: Any, plan: SparsityPlan) -> Iterator[None]:
     handles = []
     for layer, neurons in zip(hf_model.model.layers, plan.neurons, strict=True):
         kept = torch.zeros(plan.intermediate_size)
-        kept[torch.from_numpy(neurons).long()] = 1.0
+        kept[torch.tensor(neurons).long()] = 1.0
         handles.append(layer.mlp.down_proj.register_forward_pre_hook(hook(kept)))
     yield
     for handle in handles:
