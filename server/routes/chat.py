@@ -1,0 +1,71 @@
+"""`POST /v1/chat/completions`."""
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from server.deps import GlassHeadersDep, MetricsDep, ModelDep, SettingsDep
+from server.generation import ChoiceEnd, Generator
+from server.routes.answering import ChunkStream, Json, collect, whole
+from server.routes.build import RequestBuilder
+from server.routes.described import ERROR_RESPONSES
+from server.schemas.chat import ChatCompletion, ChatCompletionRequest
+from server.sse import EventStreamResponse, StrictJsonResponse, until_disconnect
+
+router = APIRouter(tags=["generation"])
+
+
+@router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERROR_RESPONSES)
+async def create_chat_completion(
+    body: ChatCompletionRequest,
+    request: Request,
+    settings: SettingsDep,
+    model: ModelDep,
+    metrics: MetricsDep,
+    headers: GlassHeadersDep,
+) -> Response:
+    """Answer a conversation, whole or as a stream of chunks.
+
+    OpenAI's endpoint with four more fields: `glass_sparsity`, `lambda`, `glass_method`, `glass_profile`. Every answer,
+    and the last chunk of a stream, has a `glass` object that says what was computed and what was saved.
+    """
+    builder = RequestBuilder(body, headers, settings, model, prompt_param="messages")
+    builder.check(num_prompts=1)
+    prompt = await asyncio.to_thread(_encode, body, model)
+    answer = builder.answer("chatcmpl", [prompt])
+    choices = builder.choices(answer, [prompt])
+    generator = Generator(model.engine, model.text, metrics)
+    events = generator.generate(choices, idle_seconds=settings.keepalive_seconds)
+    if body.stream:
+        stream = ChunkStream(answer, "chat.completion.chunk", ChatChunkEncoder(), len(choices))
+        return EventStreamResponse(stream.frames(events))
+    ends = await until_disconnect(request.receive, collect(events))
+    return StrictJsonResponse(whole(answer, "chat.completion", [_choice(end) for end in ends.values()], ends))
+
+
+def _encode(body: ChatCompletionRequest, model: ModelDep) -> list[int]:
+    """Token ids of the conversation. Runs in a thread: a template or a long text must not hold up the other streams."""
+    text = model.text.render_chat([message.template_json() for message in body.messages])
+    return model.text.encode(text)
+
+
+def _choice(end: ChoiceEnd) -> Json:
+    message = {"role": "assistant", "content": end.text, "refusal": None}
+    return {"index": end.index, "message": message, "finish_reason": end.reason.value, "logprobs": None}
+
+
+class ChatChunkEncoder:
+    """Choices of `chat.completion.chunk` objects."""
+
+    def start(self, index: int) -> Json | None:
+        return self._choice(index, {"role": "assistant", "content": ""})
+
+    def delta(self, index: int, text: str) -> Json:
+        return self._choice(index, {"content": text})
+
+    def end(self, index: int, reason: str) -> Json:
+        return self._choice(index, {}, reason)
+
+    def _choice(self, index: int, delta: Json, reason: str | None = None) -> Json:
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": reason}

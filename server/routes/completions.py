@@ -1,0 +1,91 @@
+"""`POST /v1/completions`."""
+
+import asyncio
+from collections.abc import Sequence
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from glass_core.errors import InvalidRequestError
+from server.deps import GlassHeadersDep, LoadedModel, MetricsDep, ModelDep, SettingsDep
+from server.generation import ChoiceEnd, Generator
+from server.routes.answering import ChunkStream, Json, collect, whole
+from server.routes.build import RequestBuilder
+from server.routes.described import ERROR_RESPONSES
+from server.schemas.completions import Completion, CompletionRequest, Prompt
+from server.sse import EventStreamResponse, StrictJsonResponse, until_disconnect
+
+router = APIRouter(tags=["generation"])
+OBJECT_NAME = "text_completion"
+
+
+@router.post("/v1/completions", response_model=Completion, responses=ERROR_RESPONSES)
+async def create_completion(
+    body: CompletionRequest,
+    request: Request,
+    settings: SettingsDep,
+    model: ModelDep,
+    metrics: MetricsDep,
+    headers: GlassHeadersDep,
+) -> Response:
+    """Continue one or several prompts, given as text or as token ids.
+
+    Choice `i` of prompt `p` has index `p * n + i`. The GLASS fields are those of `/v1/chat/completions`.
+    """
+    builder = RequestBuilder(body, headers, settings, model, prompt_param="prompt")
+    builder.check(num_prompts=len(body.prompts))
+    prompts = await asyncio.to_thread(_encode, body.prompts, model)
+    answer = builder.answer("cmpl", prompts)
+    choices = builder.choices(answer, prompts)
+    echoes = _echoes(body, prompts, model)
+    generator = Generator(model.engine, model.text, metrics)
+    events = generator.generate(choices, idle_seconds=settings.keepalive_seconds)
+    if body.stream:
+        stream = ChunkStream(answer, OBJECT_NAME, CompletionChunkEncoder(echoes), len(choices))
+        return EventStreamResponse(stream.frames(events))
+    ends = await until_disconnect(request.receive, collect(events))
+    return StrictJsonResponse(whole(answer, OBJECT_NAME, [_choice(end, echoes) for end in ends.values()], ends))
+
+
+def _encode(prompts: Sequence[Prompt], model: LoadedModel) -> list[list[int]]:
+    return [model.text.encode_prompt(item) if isinstance(item, str) else _known_ids(item, model) for item in prompts]
+
+
+def _known_ids(token_ids: list[int], model: LoadedModel) -> list[int]:
+    vocab_size = model.engine.info.vocab_size
+    if max(token_ids) >= vocab_size:
+        message = f"prompt: token ids must be below the vocabulary size {vocab_size}, got {max(token_ids)}"
+        raise InvalidRequestError(message, param="prompt")
+    return token_ids
+
+
+def _echoes(body: CompletionRequest, prompts: Sequence[Sequence[int]], model: LoadedModel) -> list[str]:
+    """What each choice's text begins with, by index: its prompt, or nothing."""
+    if not body.echo:
+        return [""] * (len(prompts) * (body.n or 1))
+    texts = [
+        item if isinstance(item, str) else model.text.decode(ids)
+        for item, ids in zip(body.prompts, prompts, strict=True)
+    ]
+    return [text for text in texts for _ in range(body.n or 1)]
+
+
+def _choice(end: ChoiceEnd, echoes: Sequence[str]) -> Json:
+    text = echoes[end.index] + end.text
+    return {"index": end.index, "text": text, "finish_reason": end.reason.value, "logprobs": None}
+
+
+class CompletionChunkEncoder:
+    """Choices of streamed `text_completion` objects; an echoed prompt is the first chunk."""
+
+    def __init__(self, echoes: Sequence[str]) -> None:
+        self._echoes = echoes
+
+    def start(self, index: int) -> Json | None:
+        return self.delta(index, self._echoes[index]) if self._echoes[index] else None
+
+    def delta(self, index: int, text: str) -> Json:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+
+    def end(self, index: int, reason: str) -> Json:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}

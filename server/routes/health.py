@@ -1,0 +1,57 @@
+"""`GET /health` (the process and its engine thread live), `/ready` (send traffic), `/version`."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from glass_core import __version__
+from glass_core.api import EngineInfo
+from server.deps import Backend, BackendDep, LoadedModel, get_backend
+from server.routes.described import ERROR_RESPONSES
+
+router = APIRouter(tags=["operation"])
+UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: ERROR_RESPONSES[503]}
+
+
+def _ready_model(backend: Annotated[Backend, Depends(get_backend)]) -> LoadedModel:
+    return backend.require()
+
+
+@router.get("/health", responses=UNAVAILABLE)
+async def health(backend: BackendDep) -> dict[str, str]:
+    """200 while the process lives, also during loading and draining; 503 when the engine thread is dead."""
+    if backend.model is not None:
+        backend.model.engine.check_health()
+    return {"status": "ok"}
+
+
+@router.get("/ready", responses=UNAVAILABLE)
+async def ready(model: Annotated[LoadedModel, Depends(_ready_model)]) -> dict[str, str]:
+    """200 when requests are served; 503 while loading, draining, or after the engine died."""
+    return {"status": "ready", "model": model.engine.info.model_name}
+
+
+@router.get("/version")
+async def version(backend: BackendDep) -> dict[str, Any]:
+    """This server's version and, once loaded, what the engine is and can do."""
+    engine = None if backend.model is None else _describe(backend.model.engine.info)
+    return {"version": __version__, "engine": engine}
+
+
+def _describe(info: EngineInfo) -> dict[str, Any]:
+    return {
+        "model": info.model_name,
+        "fingerprint": info.fingerprint,
+        "runner": info.runner,
+        "dtype": info.dtype,
+        "device": info.device,
+        "max_model_len": info.max_model_len,
+        "num_layers": info.num_layers,
+        "intermediate_size": info.intermediate_size,
+        "num_parameters": info.num_parameters,
+        "artifact": info.artifact,
+        "methods": info.methods,
+        "unavailable_methods": dict(info.unavailable_methods),
+        "profiles": info.profiles,
+        "notes": info.notes,
+    }

@@ -1,0 +1,122 @@
+"""`/v1/chat/completions`: request and response."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from server.schemas.common import MAX_TOKENS, UNSUPPORTED, GenerationFields, IsNeutral, Usage, neutral
+from server.schemas.glass import GlassReport
+
+
+def _falsy(value: Any) -> bool:
+    return not value
+
+
+def _only_text(value: Any) -> bool:
+    return bool(value == ["text"])
+
+
+CHAT_UNSUPPORTED: Mapping[str, IsNeutral] = {
+    **UNSUPPORTED,
+    "logprobs": neutral(False),
+    "top_logprobs": neutral(0),
+    "tools": _falsy,
+    "tool_choice": neutral("none", "auto"),
+    "functions": _falsy,
+    "function_call": neutral("none", "auto"),
+    "modalities": _only_text,
+    "audio": _falsy,
+    "prediction": _falsy,
+    "web_search_options": _falsy,
+    "reasoning_effort": neutral("none"),
+}
+
+
+class TextPart(BaseModel):
+    """One text part of a message's content. Images, audio and files are refused."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One message of the conversation. Which roles may follow which is the model's chat template's business."""
+
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+    role: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="system, user or assistant")
+    content: str | Annotated[list[TextPart], Field(min_length=1)] = Field(
+        description="text, or a list of text parts, which are joined by line breaks"
+    )
+    name: str | None = Field(None, description="passed to the chat template")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_tool_calls(cls, message: Any) -> Any:
+        if isinstance(message, dict) and (message.get("tool_calls") or message.get("function_call")):
+            raise PydanticCustomError(
+                "unsupported_parameter",
+                "messages with tool calls are not supported by this server",
+                {"param": "messages"},
+            )
+        return message
+
+    def template_json(self) -> dict[str, str | None]:
+        """The message as the chat template sees it."""
+        text = self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        return {"role": self.role, "content": text, "name": self.name}
+
+
+class ChatCompletionRequest(GenerationFields):
+    """OpenAI's chat completion request with the GLASS fields."""
+
+    unsupported: ClassVar[Mapping[str, IsNeutral]] = CHAT_UNSUPPORTED
+
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = Field(
+        None, description="longest answer, in tokens; default: the rest of the context"
+    )
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Self:
+        both = self.max_tokens, self.max_completion_tokens
+        if None not in both and both[0] != both[1]:
+            raise PydanticCustomError(
+                "field_conflict",
+                "max_tokens ({max_tokens}) and max_completion_tokens ({limit}) contradict each other; send one of them",
+                {"param": "max_completion_tokens", "max_tokens": both[0], "limit": both[1]},
+            )
+        return self
+
+    @property
+    def longest_answer(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+
+class AssistantMessage(BaseModel):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(BaseModel):
+    index: int
+    message: AssistantMessage
+    finish_reason: Literal["stop", "length"]
+    logprobs: None
+
+
+class ChatCompletion(BaseModel):
+    """The answer to a chat completion request."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+    glass: GlassReport

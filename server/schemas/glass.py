@@ -1,0 +1,77 @@
+"""Our extension of OpenAI's API: five flat request fields, two headers, one report."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field
+
+from glass_core.api import MAX_SPARSITY, SparsityReport, StepCost
+
+Sparsity = Annotated[float, Field(ge=0, le=MAX_SPARSITY, allow_inf_nan=False)]
+Lambda = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Method = Literal["a_glass", "i_glass", "griffin", "global_only", "magnitude", "random", "dense"]
+
+SPARSITY_HEADER = "X-Glass-Sparsity"
+LAMBDA_HEADER = "X-Glass-Lambda"
+
+
+class GlassFields(BaseModel):
+    """Request fields of GLASS (arXiv 2508.14302). With the official clients they go into `extra_body`."""
+
+    glass_sparsity: Sparsity | None = Field(
+        None,
+        description="Share of the feed-forward weights skipped per decoded token, 0 to 0.95. 0 is the dense model. "
+        "Default: the header X-Glass-Sparsity, else the server's setting.",
+    )
+    lambda_: Lambda | None = Field(
+        None,
+        alias="lambda",
+        description="Weight of the model's own neuron ranking against this prompt's: 0 looks at the prompt only, "
+        "1 ignores it. Default: the header X-Glass-Lambda, else the server's setting, else the budget profile's.",
+    )
+    glass_method: Method | None = Field(
+        None, description="How neurons are chosen. Default: the server's setting. `dense` chooses none."
+    )
+    glass_profile: Annotated[str, Field(max_length=64)] | None = Field(
+        None, description="How the kept neurons are spread over the layers: `uniform`, `sensitivity`, `tuned`."
+    )
+
+
+class GlassReport(BaseModel):
+    """What GLASS really did, computed from the plan that was used. With several choices, `flops_*` and
+    `selection_seconds` are sums over them, the ratios follow from the sums, and the rest is the first choice's."""
+
+    method: str
+    sparsity_requested: float = Field(description="what was asked")
+    sparsity: float = Field(description="share of neurons left out; differs from the requested one by rounding")
+    lambda_: float | None = Field(alias="lambda", description="null where nothing was fused")
+    profile: str
+    refine: bool
+    ffn_flops_saved_ratio: float = Field(description="share of the feed-forward FLOPs saved, prefill included")
+    flops_saved_ratio: float = Field(description="share of all FLOPs saved, prefill included")
+    flops_dense: int = Field(description="what the dense model would have cost on the same tokens")
+    flops_computed: int = Field(description="what was computed")
+    selection_seconds: float = Field(description="time spent choosing neurons")
+
+
+def report_json(reports: Sequence[SparsityReport]) -> dict[str, Any]:
+    """The `glass` object of an answer whose choices have these reports; see `GlassReport`."""
+    first = reports[0]
+    cost = sum((report.cost for report in reports), StepCost())
+    return {
+        "method": first.method,
+        "sparsity_requested": first.sparsity_requested,
+        "sparsity": first.sparsity,
+        "lambda": first.lambda_,
+        "profile": first.profile,
+        "refine": first.refine,
+        "ffn_flops_saved_ratio": _saved_ratio(cost.ffn_flops_dense, cost.ffn_flops_computed),
+        "flops_saved_ratio": _saved_ratio(cost.flops_dense, cost.flops_computed),
+        "flops_dense": cost.flops_dense,
+        "flops_computed": cost.flops_computed,
+        "selection_seconds": sum(report.selection_seconds for report in reports),
+    }
+
+
+def _saved_ratio(dense: int, computed: int) -> float:
+    return (dense - computed) / dense if dense else 0.0
