@@ -1,6 +1,6 @@
 """The reference sampler: how one row of logits becomes one token. numpy only, so every runner can share it.
 
-Order, which is that of HF's `generate` (vLLM draws min_p before top_k; the kept sets agree unless several are on):
+Order, which is that of HF's `generate` (vLLM applies min_p before top_k):
 
     1. penalties: repetition over prompt and generated tokens (CTRL, arXiv 1909.05858), then frequency and presence over
        generated ones (OpenAI's API reference)
