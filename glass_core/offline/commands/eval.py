@@ -59,10 +59,11 @@ def _run_longform(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from glass_core.engine.loading import load_statistics
-    from glass_core.offline.evaluate.conditions import Sweep, parse_floats, parse_names
+    from glass_core.offline.evaluate.conditions import Sweep
     from glass_core.offline.evaluate.evaluation import LongformRun
     from glass_core.offline.evaluate.prompts import read_prompts
     from glass_core.offline.evaluate.report import plot_curves, print_table
+    from glass_core.offline.flags import parse_floats, parse_names
     from glass_core.offline.progress import ConsoleProgress
     from glass_core.offline.results import write_result
     from glass_core.runners.torch_runner.model import TorchModel

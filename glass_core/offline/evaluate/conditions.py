@@ -1,11 +1,9 @@
 """What an evaluation sweeps over: methods x sparsities x lambdas x profiles, without combinations that say nothing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from glass_core.api import DENSE_METHOD, SparsityParams
-from glass_core.errors import ConfigurationError
 from glass_core.sparsity.budget import UNIFORM
 from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.selection import PlanSelector
@@ -62,20 +60,3 @@ class Sweep:
                         selector.check(params)
                         found[params] = None
         return list(found)
-
-
-def parse_floats(text: str, flag: str) -> tuple[float, ...]:
-    """Comma-separated numbers of a flag. Raises ConfigurationError naming the flag."""
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigurationError(f"{flag} must be numbers separated by commas, got {text!r}") from error
-    return values
-
-
-def parse_names(text: str, flag: str) -> tuple[str, ...]:
-    """Comma-separated names of a flag. Raises ConfigurationError naming the flag."""
-    names: Sequence[str] = [part.strip() for part in text.split(",")]
-    if not all(names):
-        raise ConfigurationError(f"{flag} must be names separated by commas, got {text!r}")
-    return tuple(names)
