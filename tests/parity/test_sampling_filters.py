@@ -29,7 +29,7 @@ def hf_distribution(logits: torch.Tensor, params: SamplingParams) -> torch.Tenso
     if params.top_k:
         processors.append(TopKLogitsWarper(params.top_k))
     processors += [TopPLogitsWarper(params.top_p), MinPLogitsWarper(params.min_p)]
-    tokens = torch.tensor([PROMPT + GENERATED])
+    tokens: Any = torch.tensor([PROMPT + GENERATED])  # transformers asks for a LongTensor, which nothing is typed as
     scores: torch.Tensor = LogitsProcessorList(processors)(tokens, logits[None].clone())
     return scores[0].softmax(dim=-1)
 
