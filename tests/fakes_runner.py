@@ -118,7 +118,9 @@ class FakeRunner:
 
     def _write(self, row: StepRow) -> None:
         plan = plan_key(row.plan)
-        if row.plan is not None:
+        if row.plan is None:
+            assert row.sequence_id not in self.views, "a dense row while views are alive: release was forgotten"
+        else:
             known = self.views.setdefault(row.sequence_id, row.plan)
             assert known is row.plan, "the plan changed while its views were alive"
         for offset, token_id in enumerate(row.token_ids):

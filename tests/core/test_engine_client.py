@@ -10,6 +10,7 @@ import pytest
 from glass_core.api import EngineClient, FinishReason, GenerationRequest, TokenEvent
 from glass_core.config import SchedulerConfig
 from glass_core.engine.client import ThreadedEngineClient
+from glass_core.engine.worker import End
 from glass_core.errors import (
     ContextLengthError,
     EngineFailureError,
@@ -281,7 +282,7 @@ async def test_drain_aborts_what_is_left_at_the_deadline() -> None:
     async with running(runner) as client:
         stream = await held_step(client, runner, make_request(max_tokens=60))
         draining = asyncio.create_task(client.drain(0.01))
-        await until(lambda: any(command.__class__.__name__ == "End" for command in client._thread._commands))
+        await until(lambda: any(isinstance(command, End) for command in client._thread._commands))
         runner.gate.set()
         assert not await draining
         finish = (await collect(stream))[-1].finish
@@ -360,6 +361,15 @@ async def test_an_idle_engine_thread_sleeps() -> None:
         client._engine.step = lambda: turns.append(None) or []  # type: ignore[method-assign,func-returns-value]
         await asyncio.sleep(0.02)
         assert (client.stats().num_steps, turns) == (steps, [])
+
+
+async def test_a_command_for_a_request_that_is_gone_wakes_and_harms_nobody() -> None:
+    runner = FakeRunner()
+    async with running(runner) as client:
+        client._thread.post(End("gone", FinishReason.STOP))
+        await until(lambda: not client._thread._commands)
+        assert len(await generate(client, make_request())) == 4
+        assert client.stats().num_steps == 4
 
 
 async def test_the_client_implements_the_contract() -> None:
