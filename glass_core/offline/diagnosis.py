@@ -1,0 +1,132 @@
+"""Checks behind `glass doctor`: what this machine has, and whether `glass serve` with its defaults would start."""
+
+import importlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from glass_core.checkpoint.prepared import open_prepared
+from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST, EngineConfig, glass_home, models_directory
+from glass_core.engine.loading import load_statistics, runner_names
+from glass_core.errors import GlassError
+from glass_core.offline.provenance import cpu_info, cpu_model, num_cores
+
+MIN_PYTHON = (3, 11)
+# instruction sets that decide how fast a runner can be
+_NOTABLE_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16", "neon", "asimd")
+_SERVER_PACKAGES = ("fastapi", "uvicorn", "pydantic", "prometheus_client", "tokenizers", "safetensors", "numpy")
+
+
+class Status(StrEnum):
+    """FAIL: `glass serve` with its defaults would not start. WARN: something works less well, or is missing."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report."""
+
+    subject: str
+    status: Status
+    detail: str
+
+
+def diagnose() -> list[Finding]:
+    """All checks, cheap ones first."""
+    findings = [_python(), *_packages(), _processor(), _memory(), _cache_folder(), *_runners()]
+    return [*findings, *_models()]
+
+
+def has_failed(findings: list[Finding]) -> bool:
+    """Whether the default server would not start."""
+    return any(finding.status is Status.FAIL for finding in findings)
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    status = Status.OK if sys.version_info >= MIN_PYTHON else Status.FAIL
+    return Finding("python", status, f"{version} ({sys.executable})")
+
+
+def _packages() -> Iterator[Finding]:
+    missing = [name for name in _SERVER_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        yield Finding("server packages", Status.FAIL, f"missing: {', '.join(missing)}; pip install glass-serve")
+    else:
+        yield Finding("server packages", Status.OK, ", ".join(_SERVER_PACKAGES))
+    yield _torch()
+
+
+def _torch() -> Finding:
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("torch", Status.WARN, "absent: torch_runner and the offline tools need glass-serve[torch]")
+    return Finding("torch", Status.OK, version)
+
+
+def _processor() -> Finding:
+    info = cpu_info()
+    flags = set((info.get("flags") or info.get("Features") or "").split())
+    notable = ", ".join(flag for flag in _NOTABLE_FLAGS if flag in flags) or "no notable instruction sets found"
+    return Finding("processor", Status.OK, f"{cpu_model()}, {num_cores()} cores; {notable}")
+
+
+def _memory() -> Finding:
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return Finding("memory", Status.WARN, "cannot be determined on this system")
+    return Finding("memory", Status.OK, f"{total / (1 << 30):.1f} GiB")
+
+
+def _cache_folder() -> Finding:
+    """The models' home must be writable for `glass pull`; a server only reads it."""
+    home = glass_home()
+    existing = next(folder for folder in (home, *home.absolute().parents) if folder.exists())
+    if os.access(existing, os.W_OK):
+        return Finding("cache folder", Status.OK, str(home))
+    return Finding("cache folder", Status.WARN, f"{home} is not writable; set GLASS_HOME to pull models")
+
+
+def _runners() -> Iterator[Finding]:
+    default = EngineConfig(model_path=Path(), model_name="").runner
+    for name in runner_names():
+        try:
+            importlib.import_module(f"glass_core.runners.{name}")
+        except ImportError as error:
+            status = Status.FAIL if name == default else Status.WARN
+            yield Finding(f"runner {name}", status, f"unavailable: {error}")
+        else:
+            yield Finding(f"runner {name}", Status.OK, "available" + (" (default)" if name == default else ""))
+
+
+def _models() -> Iterator[Finding]:
+    pulled = sorted(path.parent for path in models_directory().glob(f"*/{PREPARED_MANIFEST}"))
+    if DEFAULT_MODEL not in (path.name for path in pulled):
+        yield Finding(f"model {DEFAULT_MODEL}", Status.FAIL, f"not pulled: run `glass pull {DEFAULT_MODEL}`")
+    for path in pulled:
+        yield _model(path)
+
+
+def _model(path: Path) -> Finding:
+    """Whether a pulled model opens, and which artifact fits it."""
+    subject = f"model {path.name}"
+    try:
+        checkpoint = open_prepared(path)
+        found = load_statistics(EngineConfig(model_path=path, model_name=path.name), checkpoint.fingerprint)
+    except GlassError as error:
+        status = Status.FAIL if path.name == DEFAULT_MODEL else Status.WARN
+        return Finding(subject, status, str(error))
+    size = f"{checkpoint.spec.model_type}, fingerprint {checkpoint.fingerprint[:12]}"
+    if found is None:
+        return Finding(subject, Status.WARN, f"{size}; no artifact: A-GLASS needs `glass calibrate {path.name}`")
+    return Finding(subject, Status.OK, f"{size}; artifact {found[1].name} matches")
