@@ -33,7 +33,7 @@ class LivePrometheus:
 
     def __init__(self, executables: Prometheus, target: str, folder: Path) -> None:
         address = f"127.0.0.1:{free_port()}"
-        self._url = f"http://{address}"
+        self._client = httpx.Client(base_url=f"http://{address}")
         self._log_path = folder / "prometheus.log"
         configuration = folder / "prometheus.yml"
         configuration.write_text(yaml.safe_dump(derive_configuration(target, address)))
@@ -61,14 +61,14 @@ class LivePrometheus:
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """Instant vector of `expression`; an AssertionError with Prometheus's message when it does not parse."""
-        answer = httpx.get(f"{self._url}/api/v1/query", params={"query": expression}).json()
+        answer = self._client.get("/api/v1/query", params={"query": expression}).json()
         assert answer["status"] == "success", f"{expression}: {answer.get('error')}"
         result: list[dict[str, Any]] = answer["data"]["result"]
         return result
 
     def rules(self) -> list[dict[str, Any]]:
         """Every loaded alert rule with its health."""
-        groups = httpx.get(f"{self._url}/api/v1/rules").json()["data"]["groups"]
+        groups = self._client.get("/api/v1/rules").json()["data"]["groups"]
         return [rule for group in groups for rule in group["rules"]]
 
     def wait_for_scrape(self) -> None:
@@ -88,7 +88,7 @@ class LivePrometheus:
             if self._process.poll() is not None:
                 raise RuntimeError(f"prometheus exited with {self._process.returncode}:\n{self._log_path.read_text()}")
             try:
-                if httpx.get(f"{self._url}/-/ready").status_code == httpx.codes.OK:
+                if self._client.get("/-/ready").status_code == httpx.codes.OK:
                     return
             except httpx.TransportError:
                 pass
@@ -96,6 +96,7 @@ class LivePrometheus:
         raise TimeoutError(f"prometheus was not ready after {DEADLINE_SECONDS} s:\n{self._log_path.read_text()}")
 
     def _stop(self) -> None:
+        self._client.close()
         self._process.terminate()
         try:
             self._process.wait(timeout=10)
