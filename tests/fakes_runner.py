@@ -111,6 +111,9 @@ class FakeRunner:
         for row in batch.rows:
             end = row.start + len(row.token_ids)
             assert row.token_ids, "an empty row"
+            in_prompt = row.start < (row.num_prompt_tokens or 0)
+            assert in_prompt == (end <= (row.num_prompt_tokens or 0)), "a row spans the end of the prompt"
+            assert not (in_prompt and row.plan), "a prompt row under a plan"
             assert end <= self.spec.max_position_embeddings, "beyond the context"
             assert len(row.block_table) * self.block_size >= end, "the block table is too short"
             assert all(0 <= token < self.spec.vocab_size for token in row.token_ids), "no such token"

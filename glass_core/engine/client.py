@@ -34,15 +34,15 @@ def start_engine(config: EngineConfig) -> "ThreadedEngineClient":
 
     Raises ConfigurationError, ModelError, ArtifactMismatchError and ArtifactError.
     """
-    return ThreadedEngineClient(load_engine(config), max_waiting=config.scheduler.max_waiting)
+    return ThreadedEngineClient(load_engine(config))
 
 
 class ThreadedEngineClient:
     """One engine, one thread, and at any time the streams of one event loop. Request ids must be unique."""
 
-    def __init__(self, engine: Engine, *, max_waiting: int) -> None:
+    def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._max_waiting = max_waiting
+        self._max_waiting = engine.config.scheduler.max_waiting
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inboxes: dict[str, Inbox] = {}
         self._num_posted = 0

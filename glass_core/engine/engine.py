@@ -42,6 +42,7 @@ class Engine:
     def __init__(
         self, runner: Runner, selector: PlanSelector, config: EngineConfig, *, artifact: str | None = None
     ) -> None:
+        self.config = config
         self._runner = runner
         self._selector = selector
         self._limits = limits_of(runner, config)

@@ -107,6 +107,7 @@ class Sequence:
             plan=None if in_prompt else self.plan,
             collect_statistics=in_prompt and self.is_sparse and not self.plan_frozen,
             sample=self._sample_input() if end == self.num_tokens else None,
+            num_prompt_tokens=self.num_prompt,
         )
 
     def _tokens(self, start: int, end: int) -> tuple[int, ...]:

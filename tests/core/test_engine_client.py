@@ -33,7 +33,7 @@ async def running(
     runner: FakeRunner, *, sequences: int = 4, max_waiting: int = 300
 ) -> AsyncIterator[ThreadedEngineClient]:
     scheduler = SchedulerConfig(max_num_sequences=sequences, max_step_tokens=8, max_waiting=max_waiting)
-    client = ThreadedEngineClient(make_engine(runner, scheduler=scheduler), max_waiting=max_waiting)
+    client = ThreadedEngineClient(make_engine(runner, scheduler=scheduler))
     try:
         yield client
     finally:
@@ -311,7 +311,7 @@ async def test_close_aborts_what_is_left_and_closes_the_runner() -> None:
 
 def test_a_loop_closed_with_open_streams_gives_their_memory_back() -> None:
     runner = FakeRunner()
-    client = ThreadedEngineClient(make_engine(runner), max_waiting=4)
+    client = ThreadedEngineClient(make_engine(runner))
     streams = []
 
     async def leave_open() -> None:
