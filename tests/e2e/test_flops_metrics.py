@@ -1,5 +1,6 @@
 """The FLOP counters against an independent count of the matrix products that torch really executed."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from glass_core.text import load_text_processor
 from server.app import create_app
 from server.config import Settings
 from tests.tiny_models import save_tiny_model
+
+TIGHT = 12
 
 
 class CountingRunner:
@@ -50,7 +53,7 @@ def total(metrics: str, name: str) -> int:
 
 
 def requests() -> Sequence[dict[str, Any]]:
-    common = {"model": "tiny", "max_tokens": 9, "ignore_eos": True, "temperature": 0}
+    common = {"model": "tiny", "max_tokens": 24, "ignore_eos": True, "temperature": 0}
     return [
         {**common, "prompt": "a longer prompt that needs several chunks of prefill", "glass_sparsity": 0.5},
         {**common, "prompt": "b", "glass_sparsity": 0.3},
@@ -58,7 +61,7 @@ def requests() -> Sequence[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("kv_blocks", [256, 12], ids=["roomy", "preempting"])
+@pytest.mark.parametrize("kv_blocks", [256, TIGHT], ids=["roomy", "preempting"])
 async def test_flop_metrics_equal_executed_products(tmp_path: Path, kv_blocks: int) -> None:
     model = save_tiny_model(tmp_path, "llama")
     probe = load(EngineConfig(model_path=model, model_name="tiny"))
@@ -78,14 +81,13 @@ async def test_flop_metrics_equal_executed_products(tmp_path: Path, kv_blocks: i
         magnitudes=runner.neuron_magnitudes,
     )
     client = ThreadedEngineClient(Engine(runner, selector, config))
-    app = create_app(Settings(model="tiny", glass_method="griffin"), client, load_text_processor(model))
+    app = create_app(Settings(model="tiny", default_method="griffin"), client, load_text_processor(model))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
-        import asyncio
-
         answers = await asyncio.gather(*(http.post("/v1/completions", json=body) for body in requests()))
         metrics = (await http.get("/metrics")).text
     await client.close()
 
+    assert (total(metrics, "glass_num_preemptions_total") > 0) == (kv_blocks == TIGHT)
     assert [answer.status_code for answer in answers] == [200, 200, 200], [answer.text for answer in answers]
     reports = [answer.json()["glass"] for answer in answers]
     assert total(metrics, "glass_flops_dense_total") == runner.flops_dense
