@@ -1,0 +1,250 @@
+"""`glass calibrate` on tiny models: statistics against an independent computation on HF, corpora, resuming."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from glass_core.config import glass_home
+from glass_core.errors import ConfigurationError
+from glass_core.offline.calibrate import calibration as calibration_module
+from glass_core.offline.calibrate.calibration import CalibrationRun, load_model
+from glass_core.offline.calibrate.corpus import CorpusSequence, bos_token_id, chat_frame, make_corpus
+from glass_core.offline.calibrate.sensitivity import layer_sensitivity, run_dense
+from glass_core.offline.calibrate.settings import CalibrationSettings
+from glass_core.offline.calibrate.statistics import add_up, down_norms, measure_sequence
+from glass_core.offline.cli import main
+from glass_core.offline.generation import cache_for
+from glass_core.offline.progress import SilentProgress
+from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.runners.torch_runner.runner import TorchRunner
+from glass_core.sparsity.artifact import GlobalStatistics, read_artifact
+from glass_core.text import load_text_processor
+from tests.tiny_models import BOS_TOKEN_ID, EOS_TOKEN_ID, VOCAB_SIZE, save_tiny_model
+
+SETTINGS = CalibrationSettings(source="null", num_sequences=3, sequence_length=12, num_held_out=2)
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def model(model_dir: Path) -> TorchModel:
+    return load_model(model_dir, "cpu")
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASS_HOME", str(tmp_path / "home"))
+
+
+def corpus_of(model: TorchModel, model_dir: Path, settings: CalibrationSettings) -> list[CorpusSequence]:
+    cache = cache_for(model.spec, num_sequences=settings.total_sequences, num_tokens=128, bytes_per_value=4)
+    text = load_text_processor(model_dir)
+    return make_corpus(TorchRunner(model, cache), text, model_dir, settings, lambda: None)
+
+
+def calibrate(model: TorchModel, model_dir: Path, output: Path, settings: CalibrationSettings) -> GlobalStatistics:
+    text = load_text_processor(model_dir)
+    return CalibrationRun(model, text, model_dir, "tiny", settings, SilentProgress()).execute(output)
+
+
+class HfTrace:
+    """gate, up, z of every layer and dl/dz, from HF's own modules through hooks."""
+
+    def __init__(self, model_dir: Path, token_ids: tuple[int, ...], num_skipped: int) -> None:
+        factory: Any = AutoModelForCausalLM
+        hf = factory.from_pretrained(model_dir)
+        self.layers = [SimpleNamespace() for _ in hf.model.layers]
+        for layer, trace in zip(hf.model.layers, self.layers, strict=True):
+            layer.mlp.act_fn.register_forward_hook(lambda _m, _i, out, t=trace: setattr(t, "gate", out[0].detach()))
+            layer.mlp.up_proj.register_forward_hook(lambda _m, _i, out, t=trace: setattr(t, "up", out[0].detach()))
+            layer.mlp.down_proj.register_forward_pre_hook(self._keep_z(trace))
+        ids = torch.tensor([token_ids])
+        log_probs = hf(ids).logits[0].log_softmax(-1)
+        first = max(num_skipped, 1)
+        loss = -sum(log_probs[i - 1, token_ids[i]] for i in range(first, len(token_ids)))
+        loss.backward()
+        self.down_norm = [layer.mlp.down_proj.weight.norm(dim=0).detach() for layer in hf.model.layers]
+
+    @staticmethod
+    def _keep_z(trace: SimpleNamespace) -> Any:
+        def hook(_module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+            inputs[0].retain_grad()
+            trace.z = inputs[0]
+
+        return hook
+
+
+@pytest.mark.parametrize("num_skipped", [0, 4])
+def test_statistics_match_an_independent_computation_on_hf(
+    model: TorchModel, model_dir: Path, num_skipped: int
+) -> None:
+    ids = tuple(np.random.default_rng(1).integers(VOCAB_SIZE, size=11).tolist())
+    sequence = CorpusSequence(ids, num_skipped)
+    means = add_up([measure_sequence(model, sequence)], [sequence]).means()
+    hf = HfTrace(model_dir, ids, num_skipped)
+    for index, trace in enumerate(hf.layers):
+        z, gradient = trace.z[0].detach()[num_skipped:], trace.z.grad[0][num_skipped:]
+        unit = z / z.norm(dim=-1, keepdim=True)
+        after_first = slice(max(num_skipped, 1), None)
+        expected = {
+            "activation_l1": unit.abs().mean(0),
+            "activation_l2": unit.square().sum(0).sqrt(),
+            "impact_abs": (z * gradient).abs().mean(0),
+            "impact_rms": (z * gradient).square().mean(0).sqrt(),
+            "mean_abs_up": trace.up[after_first].abs().mean(0),
+            "mean_abs_gate": trace.gate[after_first].abs().mean(0),
+            "mean_z": trace.z[0].detach()[after_first].mean(0),
+            "mean_square_z": trace.z[0].detach()[after_first].square().mean(0),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(means[name][index], value.numpy(), rtol=2e-3, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(down_norms(model), torch.stack(hf.down_norm).numpy(), rtol=1e-5)
+
+
+def test_sums_weigh_sequences_by_their_tokens(model: TorchModel) -> None:
+    short, long = CorpusSequence((1, 5, 9)), CorpusSequence((1, 7, 8, 20, 30, 2, 4), num_skipped=2)
+    sums = [measure_sequence(model, sequence) for sequence in (short, long)]
+    pooled = add_up(sums, [short, long])
+    alone = [add_up([part], [sequence]) for part, sequence in zip(sums, (short, long), strict=True)]
+    assert (pooled.num_counted, pooled.num_moments) == (3 + 5, 2 + 5)
+    expected = (alone[0].means()["activation_l1"] * 3 + alone[1].means()["activation_l1"] * 5) / 8
+    np.testing.assert_allclose(pooled.means()["activation_l1"], expected, rtol=1e-5)
+
+
+def test_sensitivity_equals_an_uncached_computation(model: TorchModel, model_dir: Path) -> None:
+    sequence = CorpusSequence((1, 17, 40, 100, 7, 250, 3, 8), num_skipped=2)
+    dense = run_dense(model, sequence)
+    factory: Any = AutoModelForCausalLM
+    hf = factory.from_pretrained(model_dir)
+    ids = torch.tensor([sequence.token_ids])
+    with torch.no_grad():
+        reference = hf(ids).logits[0, 2:].log_softmax(-1)
+        for layer in range(model.spec.num_layers):
+            kept = np.arange(layer, 88, 2, dtype=np.int32)
+            mask = torch.zeros(88)
+            mask[torch.from_numpy(kept)] = 1.0
+            handle = hf.model.layers[layer].mlp.down_proj.register_forward_pre_hook(lambda _m, a, k=mask: (a[0] * k,))
+            pruned = hf(ids).logits[0, 2:].log_softmax(-1)
+            handle.remove()
+            expected = float((reference.exp() * (reference - pruned)).sum(-1).mean())
+            assert layer_sensitivity(model, [dense], layer, kept) == pytest.approx(expected, rel=1e-3)
+            everything = np.arange(88, dtype=np.int32)
+            assert layer_sensitivity(model, [dense], layer, everything) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_null_corpus_starts_from_bos_and_fills_every_sequence(model: TorchModel, model_dir: Path) -> None:
+    corpus = corpus_of(model, model_dir, SETTINGS)
+    assert len(corpus) == 5
+    assert all(sequence.token_ids[0] == BOS_TOKEN_ID and len(sequence.token_ids) == 12 for sequence in corpus)
+    assert len({sequence.token_ids for sequence in corpus}) == 5
+    assert corpus == corpus_of(model, model_dir, SETTINGS)
+    other = CalibrationSettings(source="null", seed=1, num_sequences=3, sequence_length=12, num_held_out=2)
+    assert corpus != corpus_of(model, model_dir, other)
+
+
+def test_chat_corpus_follows_the_template_and_skips_its_prefix(model: TorchModel, model_dir: Path) -> None:
+    settings = CalibrationSettings(source="chat", num_sequences=4, sequence_length=40, num_held_out=1)
+    before, after = chat_frame(load_text_processor(model_dir))
+    for sequence in corpus_of(model, model_dir, settings):
+        ids = list(sequence.token_ids)
+        assert ids[: len(before)] == before
+        assert sequence.num_skipped == len(before)
+        assert sequence.num_counted <= 40
+        starts = [i for i in range(len(before), len(ids)) if ids[i : i + len(after)] == after]
+        assert len(starts) >= 1
+        message, answer = ids[len(before) : starts[0]], ids[starts[0] + len(after) :]
+        assert EOS_TOKEN_ID not in message
+        assert 4 <= len(message) <= 20
+        assert len(answer) >= 4
+
+
+def test_file_corpus_takes_distinct_windows(model: TorchModel, model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "book.txt"
+    path.write_text("The quick brown fox jumps over the lazy dog. " * 30, encoding="utf-8")
+    settings = CalibrationSettings(source=str(path), num_sequences=3, sequence_length=16, num_held_out=1)
+    corpus = corpus_of(model, model_dir, settings)
+    assert [len(sequence.token_ids) for sequence in corpus] == [16] * 4
+    too_much = CalibrationSettings(source=str(path), num_sequences=500, sequence_length=16)
+    with pytest.raises(ConfigurationError, match=r"book.txt holds \d+ tokens; 504 sequences of 16 need 8064"):
+        corpus_of(model, model_dir, too_much)
+
+
+def test_two_runs_give_the_same_bytes(model: TorchModel, model_dir: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    statistics = calibrate(model, model_dir, first, SETTINGS)
+    calibrate(model, model_dir, second, SETTINGS)
+    assert first.read_bytes() == second.read_bytes()
+    assert not any((glass_home() / "work").iterdir())
+    assert statistics.manifest.fingerprint == model.fingerprint
+    assert set(statistics.profiles) == {"uniform", "sensitivity"}
+    assert statistics.manifest.corpus["num_tokens"] == 36
+    assert read_artifact(first).manifest == statistics.manifest
+
+
+@pytest.mark.parametrize("stage", ["measure_sequence", "layer_sensitivity"])
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    model: TorchModel, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
+    calibrate(model, model_dir, whole, SETTINGS)
+    genuine = getattr(calibration_module, stage)
+    calls: Iterator[int] = iter(range(100))
+
+    def interrupted(*args: Any) -> Any:
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        return genuine(*args)
+
+    monkeypatch.setattr(calibration_module, stage, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(model, model_dir, resumed, SETTINGS)
+    assert not resumed.exists()
+    calibrate(model, model_dir, resumed, SETTINGS)
+    # nothing was measured twice: two calls before the interruption, the interrupted one, then only what was left
+    total = SETTINGS.num_sequences if stage == "measure_sequence" else model.spec.num_layers
+    assert next(calls) == total + 1
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_command_line(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "artifact.safetensors"
+    flags = ["--num-sequences", "2", "--sequence-length", "10", "--num-held-out", "1", "--output", str(output)]
+    assert main(["calibrate", str(model_dir), "--source", "null", *flags]) == 0
+    assert "20 tokens of source null" in capsys.readouterr().out
+    command = read_artifact(output).manifest.command
+    assert command == (
+        "glass calibrate llama --source null --seed 0 --num-sequences 2 --sequence-length 10 --num-held-out 1"
+    )
+
+
+def test_bad_settings_name_the_field(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["calibrate", str(model_dir), "--source", "missing.txt"]) == 1
+    assert "source must be null, chat or a text file, got 'missing.txt'" in capsys.readouterr().err
+    with pytest.raises(ConfigurationError, match="num_sequences must be at least 1, got 0"):
+        CalibrationSettings(num_sequences=0)
+    with pytest.raises(ConfigurationError, match="sequence_length must be at least 8, got 7"):
+        CalibrationSettings(sequence_length=7)
+
+
+def test_chat_needs_a_template_and_null_a_bos(tmp_path: Path, model: TorchModel) -> None:
+    plain = save_tiny_model(tmp_path / "base", "llama")
+    (plain / "chat_template.jinja").unlink()
+    with pytest.raises(ConfigurationError, match="no chat template; use --source null"):
+        chat_frame(load_text_processor(plain))
+    (plain / "config.json").write_text('{"bos_token_id": null, "eos_token_id": [7, 8]}', encoding="utf-8")
+    assert bos_token_id(plain) == 7
+    (plain / "config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="names no bos_token_id"):
+        bos_token_id(plain)
+    (plain / "chat_template.jinja").write_text("{{ messages[0].content }}{{ messages[0].content }}", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="shows a message 2 times"):
+        chat_frame(load_text_processor(plain))

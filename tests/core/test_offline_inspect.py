@@ -1,0 +1,147 @@
+"""`glass inspect` and `glass doctor`: what they print, plot and return."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST
+from glass_core.offline import diagnosis
+from glass_core.offline.cli import main
+from glass_core.offline.diagnosis import Finding, Status, diagnose, has_failed
+from glass_core.offline.inspection.spectra import bar, overlap, spectra, top_share
+from glass_core.offline.provenance import machine, versions
+from tests.tiny_models import save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def artifact(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("artifact") / "tiny.safetensors"
+    flags = ["--source", "null", "--num-sequences", "2", "--sequence-length", "12", "--num-held-out", "1"]
+    assert main(["calibrate", str(model_dir), *flags, "--output", str(output)]) == 0
+    return output
+
+
+def test_inspect_prints_manifest_layers_and_agreement(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    png = tmp_path / "plots" / "artifact.png"
+    assert main(["inspect", str(artifact), "--png", str(png)]) == 0
+    printed = capsys.readouterr().out
+    for expected in ("artifact of llama", "corpus source", "glass calibrate llama", "3 layers of 88 neurons"):
+        assert expected in printed
+    assert "activation ∩ impact" in printed
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_inspect_compares_a_prompt(artifact: Path, model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(artifact), "--prompt", "The quick brown fox", "--model", str(model_dir)]) == 0
+    assert "prompt ∩ global" in capsys.readouterr().out
+
+
+def test_inspect_refuses_another_model_and_half_of_the_flags(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = save_tiny_model(tmp_path / "other", "llama", seed=1)
+    assert main(["inspect", str(artifact), "--prompt", "fox", "--model", str(other)]) == 1
+    assert "fingerprint" in capsys.readouterr().err
+    assert main(["inspect", str(artifact), "--prompt", "fox"]) == 1
+    assert "--prompt and --model belong together" in capsys.readouterr().err
+
+
+def test_top_share_of_known_layers() -> None:
+    flat, peaked, dead = np.ones(10), np.array([9.0] + [1 / 9] * 9), np.zeros(10)
+    values = np.stack([flat, peaked, dead]).astype(np.float32)
+    np.testing.assert_allclose(top_share(values, 0.1), [0.1, 0.9, 0.0], rtol=1e-6)
+    curves = spectra(values)
+    assert curves[1, 0] == 1.0
+    assert (np.diff(curves, axis=1) <= 0).all()
+    assert not curves[2].any()
+
+
+def test_overlap_counts_shared_neurons() -> None:
+    rising = np.arange(8, dtype=np.float32)[np.newaxis]
+    swapped = rising.copy()
+    swapped[0, [0, 7]] = swapped[0, [7, 0]]
+    assert overlap(rising, rising, 0.5) == [1.0]
+    assert overlap(rising, -rising, 0.5) == [0.0]
+    assert overlap(rising, swapped, 0.5) == [0.75]
+
+
+def test_bar_fills_with_its_value() -> None:
+    assert bar(1.0, width=4) == "████"
+    assert bar(0.0, width=4) == "    "
+    assert bar(0.375, width=4) == "█▌  "
+    assert bar(5.0, width=4) == "████"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("GLASS_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+def by_subject(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.subject: finding for finding in findings}
+
+
+def test_doctor_fails_without_the_default_model(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert DEFAULT_MODEL in printed
+    assert "not pulled" in printed
+    assert not home.exists()
+
+
+def pull_tiny(home: Path, name: str) -> Path:
+    """A pulled model as `glass pull` leaves it, from the tiny model."""
+    source = save_tiny_model(home.parent / "source", "llama")
+    assert main(["pull", str(source), "--name", name]) == 0
+    return home / "models" / name
+
+
+def test_doctor_passes_with_a_model_and_says_that_its_artifact_is_missing(home: Path) -> None:
+    pull_tiny(home, DEFAULT_MODEL)
+    findings = by_subject(diagnose())
+    assert findings[f"model {DEFAULT_MODEL}"].status is Status.WARN
+    assert "no artifact" in findings[f"model {DEFAULT_MODEL}"].detail
+    assert findings["runner torch_runner"].status is Status.OK
+    assert not has_failed(list(findings.values()))
+
+
+def test_doctor_tells_a_broken_default_model_from_another_broken_one(home: Path) -> None:
+    folder = pull_tiny(home, DEFAULT_MODEL)
+    other = pull_tiny(home, "other")
+    (folder / "model.safetensors").write_bytes(b"short")
+    (other / PREPARED_MANIFEST).write_text(json.dumps({}), encoding="utf-8")
+    findings = by_subject(diagnose())
+    assert findings[f"model {DEFAULT_MODEL}"].status is Status.FAIL
+    assert findings["model other"].status is Status.WARN
+
+
+def test_doctor_names_missing_packages_and_runners(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise ImportError(f"no {name}")
+
+    monkeypatch.setattr(diagnosis.importlib, "import_module", absent)
+    monkeypatch.setattr(diagnosis.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(diagnosis.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(diagnosis.sys, "version_info", (3, 10, 0))
+    findings = by_subject(diagnose())
+    assert findings["python"].status is Status.FAIL
+    assert findings["server packages"].status is Status.FAIL
+    assert findings["cache folder"].status is Status.WARN
+    assert findings["runner torch_runner"] == Finding(
+        "runner torch_runner", Status.FAIL, "unavailable: no glass_core.runners.torch_runner"
+    )
+
+
+def test_provenance_names_machine_and_versions() -> None:
+    assert set(machine()) == {"cpu", "num_cores", "system"}
+    assert {"glass", "python", "torch", "numpy"} == set(versions())
