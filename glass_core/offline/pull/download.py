@@ -20,7 +20,6 @@ from glass_core.errors import CheckpointError, ModelError
 
 MAX_ATTEMPTS = 5
 TIMEOUT_SECONDS = 60.0
-_CHUNK_BYTES = 1 << 20
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(?:\d+|\*)")
 _TRANSIENT_STATUSES = (408, 425, 429, 500, 502, 503, 504)
 
@@ -45,13 +44,12 @@ def http_client(settings: Mapping[str, str]) -> httpx.Client:
 def download(
     client: httpx.Client, url: str, target: Path, *, sha256: str, num_bytes: int, report: Report, pause_seconds: float
 ) -> None:
-    """Fetch `url` (http, https or file) into `target`, resuming what an earlier run left.
+    """Fetch `url` (http, https or file) into `target` (its folder exists), resuming what an earlier run left.
 
     `pause_seconds` grows with every attempt in a row that brought nothing. Raises DirectDownloadRefusedError before
     the first byte, ModelError when the transfer keeps breaking off, CheckpointError when size or sha256 are wrong.
     """
     part = part_file(target)
-    part.parent.mkdir(parents=True, exist_ok=True)
     if urlsplit(url).scheme == "file":
         shutil.copyfile(url2pathname(urlsplit(url).path), part)
         report(part.stat().st_size)
@@ -103,14 +101,14 @@ def _stream(client: httpx.Client, url: str, part: Path, num_bytes: int, report: 
     start = _size(part)
     headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={start}-"} if start else {})}
     with client.stream("GET", url, headers=headers) as response:
-        if response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
-            part.unlink()
-            raise httpx.ReadError("the server has less than the part on disk; starting over")
         _check_status(response)
-        resumed = _resumes_at(response, start)
+        resumed = response.status_code == httpx.codes.PARTIAL_CONTENT  # a plain 200 is the whole file again
+        if _has_wrong_range(response, start):
+            part.unlink(missing_ok=True)
+            raise httpx.ReadError("the server cannot continue where the part on disk ends; starting over")
         with part.open("ab" if resumed else "wb") as file:
             written = start if resumed else 0
-            for chunk in response.iter_raw(_CHUNK_BYTES):
+            for chunk in response.iter_raw():  # as they come: a larger buffer would be lost on a break
                 written += len(chunk)
                 if written > num_bytes:
                     break
@@ -122,18 +120,15 @@ def _stream(client: httpx.Client, url: str, part: Path, num_bytes: int, report: 
 def _check_status(response: httpx.Response) -> None:
     if response.status_code in _TRANSIENT_STATUSES:
         raise httpx.ReadError(f"HTTP {response.status_code}")
-    if response.is_error:
+    if response.is_error and response.status_code != httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
         raise DirectDownloadRefusedError(f"the server answered HTTP {response.status_code}")
 
 
-def _resumes_at(response: httpx.Response, start: int) -> bool:
-    """Whether the body continues at byte `start`; a plain 200 is the whole file again."""
-    if response.status_code != httpx.codes.PARTIAL_CONTENT:
-        return False
-    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-    if match is None or int(match[1]) != start:
-        raise ModelError(f"the server answered the wrong range ({response.headers.get('Content-Range')!r})")
-    return True
+def _has_wrong_range(response: httpx.Response, start: int) -> bool:
+    if response.status_code == httpx.codes.PARTIAL_CONTENT:
+        match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
+        return match is None or int(match[1]) != start
+    return response.status_code == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE
 
 
 def _check_size(part: Path, written: int, num_bytes: int) -> None:

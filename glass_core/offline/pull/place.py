@@ -80,8 +80,10 @@ def publish(prepared: Path, name: str) -> Path:
 
 
 def downloads_folder() -> Path:
-    """Where unfinished downloads survive between runs."""
-    return glass_home() / "downloads"
+    """Where unfinished downloads survive between runs. Made when missing."""
+    folder = glass_home() / "downloads"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _partial_folder() -> Path:

