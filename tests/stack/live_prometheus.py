@@ -76,7 +76,8 @@ class LivePrometheus:
         now = time.time()
         deadline = time.monotonic() + DEADLINE_SECONDS
         while time.monotonic() < deadline:
-            samples = self.query('timestamp(up{job="glass"} == 1)')
+            # of a plain selector only, `timestamp` is the scrape's; of an expression it is the query's
+            samples = self.query('timestamp(up{job="glass"}) and up{job="glass"} == 1')
             if samples and float(samples[0]["value"][1]) > now:
                 return
             time.sleep(0.2)
