@@ -1,13 +1,16 @@
 """`glass inspect` and `glass doctor`: what they print, plot and return."""
 
+import importlib
+import importlib.util
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST
-from glass_core.offline import diagnosis
 from glass_core.offline.cli import main
 from glass_core.offline.diagnosis import Finding, Status, diagnose, has_failed
 from glass_core.offline.inspection.spectra import bar, overlap, spectra, top_share
@@ -129,10 +132,10 @@ def test_doctor_names_missing_packages_and_runners(home: Path, monkeypatch: pyte
     def absent(name: str) -> None:
         raise ImportError(f"no {name}")
 
-    monkeypatch.setattr(diagnosis.importlib, "import_module", absent)
-    monkeypatch.setattr(diagnosis.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(diagnosis.os, "access", lambda path, mode: False)
-    monkeypatch.setattr(diagnosis.sys, "version_info", (3, 10, 0))
+    monkeypatch.setattr(importlib, "import_module", absent)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     findings = by_subject(diagnose())
     assert findings["python"].status is Status.FAIL
     assert findings["server packages"].status is Status.FAIL
