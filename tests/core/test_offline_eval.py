@@ -85,7 +85,8 @@ def test_result_file_plot_and_table(
     )
     assert list(result) == ["conditions", "dense", "rows"]
     assert result["conditions"]["artifact_corpus"]["source"] == "null"
-    assert result["conditions"]["num_prompts"] == 4
+    assert result["conditions"]["prompts"] == "prompts.jsonl"
+    assert result["dense"]["num_answers"] == 4
     assert all(list(row) == ROW_KEYS for row in result["rows"])
     # griffin and oracle fuse nothing: one row per sparsity; dense has no sparsity
     assert [(row["method"], row["sparsity"], row["lambda"]) for row in result["rows"]] == [

@@ -4,7 +4,6 @@ decode   tokens per second, bytes read per token and GB/s, for a sweep of sparsi
 """
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from glass_core.config import EngineConfig, resolve_model
@@ -53,17 +52,12 @@ def run(args: argparse.Namespace) -> int:
 def _run_decode(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from glass_core.checkpoint.json_file import read_json_object
-    from glass_core.engine.loading import load_runner, load_statistics
-    from glass_core.models.registry import load_spec
-    from glass_core.offline.bench.decode import DecodeSettings, measure_decode, random_prompts
+    from glass_core.offline.bench.decode import DecodeSettings
     from glass_core.offline.bench.report import print_table
+    from glass_core.offline.bench.run import run_decode
     from glass_core.offline.flags import parse_floats
-    from glass_core.offline.generation import cache_for
     from glass_core.offline.progress import ConsoleProgress
-    from glass_core.offline.provenance import machine, versions
     from glass_core.offline.results import write_result
-    from glass_core.sparsity.selection import PlanSelector
 
     settings = DecodeSettings(
         sparsities=parse_floats(args.sparsities, "--sparsities"),
@@ -76,7 +70,6 @@ def _run_decode(args: argparse.Namespace) -> int:
         bytes_per_weight=_DTYPE_BYTES[args.dtype],
     )
     model_dir = resolve_model(args.model)
-    spec = load_spec(read_json_object(model_dir / "config.json"))
     config = EngineConfig(
         model_path=model_dir,
         model_name=model_dir.name,
@@ -84,34 +77,8 @@ def _run_decode(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         device=args.device,
         num_threads=args.threads,
-        cache=cache_for(
-            spec,
-            num_sequences=len(settings.sparsities) * settings.batch_size,
-            num_tokens=settings.max_sequence_tokens,
-            bytes_per_value=settings.bytes_per_weight,
-        ),
     )
-    runner = load_runner(config)
-    found = load_statistics(config, runner.fingerprint)
-    selector = PlanSelector(
-        num_layers=spec.num_layers,
-        intermediate_size=spec.intermediate_size,
-        statistics=None if found is None else found[0],
-        magnitudes=runner.neuron_magnitudes,
-    )
-    rows = measure_decode(runner, selector, settings, random_prompts(settings, spec.vocab_size), ConsoleProgress())
-    runner.close()
-    conditions = {
-        **asdict(settings),
-        "model": model_dir.name,
-        "runner": args.runner,
-        "dtype": args.dtype,
-        "device": args.device,
-        "threads": args.threads,
-        "machine": machine(),
-        "versions": versions(),
-    }
-    result = {"conditions": conditions, "rows": rows}
+    result = run_decode(config, settings, ConsoleProgress())
     print_table(result, Console())
     if args.json is not None:
         write_result(args.json, result)

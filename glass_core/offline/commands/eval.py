@@ -5,8 +5,12 @@ longform   answers of the dense model, teacher-forced under every method, sparsi
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from glass_core.config import EngineConfig, resolve_model
+
+if TYPE_CHECKING:
+    from glass_core.offline.evaluate.evaluation import LongformRun
 
 HELP = "measure quality: perplexity and KL of sparse against dense"
 _LONGFORM = """\
@@ -55,17 +59,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_longform(args: argparse.Namespace) -> int:
-    import torch
     from rich.console import Console
+
+    from glass_core.offline.evaluate.prompts import read_prompts
+    from glass_core.offline.evaluate.report import plot_curves, print_table
+    from glass_core.offline.results import write_result
+
+    instructions = read_prompts(args.prompts, limit=args.limit, max_chars=args.max_prompt_chars)
+    evaluation = _longform_run(args)
+    result = {"conditions": evaluation.conditions(args.prompts.name), **evaluation.execute(instructions)}
+    print_table(result, Console())
+    if args.json is not None:
+        write_result(args.json, result)
+    if args.plot is not None:
+        plot_curves(result, args.plot)
+    return 0
+
+
+def _longform_run(args: argparse.Namespace) -> "LongformRun":
+    import torch
 
     from glass_core.engine.loading import load_statistics
     from glass_core.offline.evaluate.conditions import Sweep
     from glass_core.offline.evaluate.evaluation import LongformRun
-    from glass_core.offline.evaluate.prompts import read_prompts
-    from glass_core.offline.evaluate.report import plot_curves, print_table
     from glass_core.offline.flags import parse_floats, parse_names
     from glass_core.offline.progress import ConsoleProgress
-    from glass_core.offline.results import write_result
     from glass_core.runners.torch_runner.model import TorchModel
     from glass_core.text import load_text_processor
 
@@ -76,30 +94,16 @@ def _run_longform(args: argparse.Namespace) -> int:
         profiles=parse_names(args.profiles, "--profiles"),
         seed=args.seed,
     )
-    instructions = read_prompts(args.prompts, limit=args.limit, max_chars=args.max_prompt_chars)
     model_dir = resolve_model(args.model)
     model = TorchModel.load(model_dir, dtype=getattr(torch, args.dtype), device=args.device)
     config = EngineConfig(model_path=model_dir, model_name=model_dir.name, artifact_path=args.artifact)
-    found = load_statistics(config, model.fingerprint)
-    evaluation = LongformRun(
-        model,
-        load_text_processor(model_dir),
-        None if found is None else found[0],
-        sweep,
-        args.max_new_tokens,
-        args.seed,
-        ConsoleProgress(),
-    )
-    conditions = evaluation.conditions(
+    return LongformRun(
+        model=model,
         model_name=model_dir.name,
-        prompts=args.prompts.name,
-        num_prompts=len(instructions),
-        artifact=None if found is None else found[1].name,
+        text=load_text_processor(model_dir),
+        artifact=load_statistics(config, model.fingerprint),
+        sweep=sweep,
+        max_new_tokens=args.max_new_tokens,
+        seed=args.seed,
+        progress=ConsoleProgress(),
     )
-    result = {"conditions": conditions, **evaluation.execute(instructions)}
-    print_table(result, Console())
-    if args.json is not None:
-        write_result(args.json, result)
-    if args.plot is not None:
-        plot_curves(result, args.plot)
-    return 0

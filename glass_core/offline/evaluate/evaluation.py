@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from glass_core.errors import ConfigurationError
@@ -26,11 +27,12 @@ PROTOCOL = (
 
 @dataclass(frozen=True, slots=True)
 class LongformRun:
-    """A loaded model, its artifact, and what to evaluate."""
+    """A loaded model, its artifact (with the file it came from), and what to evaluate."""
 
     model: TorchModel
+    model_name: str
     text: TextProcessor
-    statistics: GlobalStatistics | None
+    artifact: tuple[GlobalStatistics, Path] | None
     sweep: Sweep
     max_new_tokens: int
     seed: int
@@ -65,7 +67,7 @@ class LongformRun:
         return PlanSelector(
             num_layers=spec.num_layers,
             intermediate_size=spec.intermediate_size,
-            statistics=self.statistics,
+            statistics=None if self.artifact is None else self.artifact[0],
             magnitudes=TorchRunner(self.model, smallest_cache).neuron_magnitudes,
             selectors=evaluation_selectors(),
         )
@@ -92,22 +94,21 @@ class LongformRun:
                 advance()
         return nll
 
-    def conditions(self, *, model_name: str, prompts: str, num_prompts: int, artifact: str | None) -> dict[str, Any]:
-        """What the result depends on."""
-        statistics = self.statistics
+    def conditions(self, prompts: str) -> dict[str, Any]:
+        """What the result depends on; `prompts` names the prompt file."""
+        statistics, path = (None, None) if self.artifact is None else self.artifact
         return {
             "protocol": PROTOCOL,
-            "model": model_name,
+            "model": self.model_name,
             "fingerprint": self.model.fingerprint,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": str(self.model.device),
             "prompts": prompts,
-            "num_prompts": num_prompts,
             "max_new_tokens": self.max_new_tokens,
             "temperature": TEMPERATURE,
             "top_p": TOP_P,
             "seed": self.seed,
-            "artifact": artifact,
+            "artifact": None if path is None else path.name,
             "artifact_corpus": None if statistics is None else dict(statistics.manifest.corpus),
             "machine": machine(),
             "versions": versions(),
