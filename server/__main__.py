@@ -66,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     """One flag per setting, named like it, documented by its description."""
     parser = argparse.ArgumentParser(
         prog="glass serve",
-        description="Serve a model over OpenAI's API. Every flag is also an environment variable: --max-n is GLASS_MAX_N.",
+        usage="glass serve [MODEL] [flags]",
+        description="Serve a model over OpenAI's API. Each flag is a variable too: --max-n is GLASS_MAX_N.",
     )
     for name, info in Settings.model_fields.items():
         text = (info.description or "").replace("%", "%%")

@@ -35,7 +35,7 @@ class Settings(BaseSettings):
     num_threads: Positive | None = Field(None, description="compute threads; default: the runner's choice")
 
     host: str = Field("127.0.0.1", description="address to listen on")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
 
     default_sparsity: float = Field(0.0, ge=0, le=MAX_SPARSITY, description="glass_sparsity of requests without one")
     default_lambda: float | None = Field(None, ge=0, le=1, description="lambda of requests without one")

@@ -1,4 +1,8 @@
-"""What routes depend on: the settings, the metrics, and the backend, which may still be loading or already draining."""
+"""What routes depend on: the settings, the metrics, and the backend, which may still be loading or already draining.
+
+All dependencies are coroutines: FastAPI would run plain functions in a thread pool, and the engine's client belongs to
+the event loop's thread.
+"""
 
 from dataclasses import dataclass
 from typing import Annotated, cast
@@ -58,32 +62,33 @@ class GlassHeaders:
     lambda_: float | None
 
 
-def get_settings(request: Request) -> Settings:
+async def get_settings(request: Request) -> Settings:
     return cast(Settings, request.app.state.settings)
 
 
-def get_backend(request: Request) -> Backend:
+async def get_backend(request: Request) -> Backend:
     return cast(Backend, request.app.state.backend)
 
 
-def get_metrics(request: Request) -> ServerMetrics:
+async def get_metrics(request: Request) -> ServerMetrics:
     return cast(ServerMetrics, request.app.state.metrics)
 
 
-def get_created(request: Request) -> int:
+async def get_created(request: Request) -> int:
     return cast(int, request.app.state.created)
 
 
-def get_model(request: Request) -> LoadedModel:
+async def get_model(request: Request) -> LoadedModel:
     """The loaded model; counts the refusal when there is none to serve with."""
     try:
-        return get_backend(request).require()
+        return (await get_backend(request)).require()
     except EngineUnavailableError:
-        get_metrics(request).count_rejection(get_settings(request).model, "unavailable")
+        settings, metrics = await get_settings(request), await get_metrics(request)
+        metrics.count_rejection(settings.served_model_name or settings.model, "unavailable")
         raise
 
 
-def get_glass_headers(
+async def get_glass_headers(
     sparsity: Annotated[
         str | None, Header(alias=SPARSITY_HEADER, description="glass_sparsity for clients that cannot add body fields")
     ] = None,

@@ -128,8 +128,8 @@ def _retry_after(error: Exception) -> int | None:
 
 
 def _describe_validation(items: Sequence[Any]) -> ApiError:
-    """The first problem of a body. Its location loses `body` and the names of union branches."""
-    item = items[0]
+    """The first wrong field of a body; where it could be one of several types, the try that came furthest."""
+    item = max((item for item in items if item["loc"][:2] == items[0]["loc"][:2]), key=lambda item: len(item["loc"]))
     param = item.get("ctx", {}).get("param")
     if param is not None:  # one of our own checks, which spans fields and names the culprit itself
         code = UNSUPPORTED if item["type"] == UNSUPPORTED else "invalid_request_error"
@@ -155,13 +155,13 @@ def field_path(location: Sequence[Any]) -> str | None:
     for part in location[1:]:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif not part.startswith(_BRANCH_PREFIXES):
+        elif not _BRANCH.fullmatch(part):
             path += f".{part}" if path else part
     return path or None
 
 
-# pydantic names union branches in locations
-_BRANCH_PREFIXES = ("str", "list[", "constrained-str", "function-", "tagged-union", "Prompt", "Text", "lax-or-strict")
+# pydantic puts the union branch it tried into the location
+_BRANCH = re.compile(r"str|constrained-str|list\[.*\]|function-.*")
 
 
 def _show(value: Any) -> str:

@@ -13,7 +13,7 @@ router = APIRouter(tags=["operation"])
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: ERROR_RESPONSES[503]}
 
 
-def _ready_model(backend: Annotated[Backend, Depends(get_backend)]) -> LoadedModel:
+async def _ready_model(backend: Annotated[Backend, Depends(get_backend)]) -> LoadedModel:
     return backend.require()
 
 

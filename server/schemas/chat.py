@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.common import MAX_TOKENS, UNSUPPORTED, GenerationFields, IsNeutral, Usage, neutral
+from server.schemas.common import MAX_TOKENS, UNSUPPORTED, GenerationFields, IsNeutral, Text, Usage, neutral
 from server.schemas.glass import GlassReport
 
 
@@ -40,7 +40,7 @@ class TextPart(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class ChatMessage(BaseModel):
@@ -48,11 +48,11 @@ class ChatMessage(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="ignore")
 
-    role: Annotated[str, Field(min_length=1, max_length=64)] = Field(description="system, user or assistant")
-    content: str | Annotated[list[TextPart], Field(min_length=1)] = Field(
+    role: Annotated[Text, Field(min_length=1, max_length=64)] = Field(description="system, user or assistant")
+    content: Text | Annotated[list[TextPart], Field(min_length=1)] = Field(
         description="text, or a list of text parts, which are joined by line breaks"
     )
-    name: str | None = Field(None, description="passed to the chat template")
+    name: Text | None = Field(None, description="passed to the chat template")
 
     @model_validator(mode="before")
     @classmethod

@@ -17,7 +17,19 @@ MAX_TOKENS = 2**31
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Penalty = Annotated[Finite, Field(ge=-2, le=2)]
-StopString = Annotated[str, Field(min_length=1)]
+
+
+def _check_unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise PydanticCustomError("unicode", "Input should be valid Unicode, without lone surrogates") from None
+    return text
+
+
+# JSON can spell half of a surrogate pair; no tokenizer accepts it
+Text = Annotated[str, AfterValidator(_check_unicode)]
+StopString = Annotated[Text, Field(min_length=1)]
 IsNeutral = Callable[[Any], bool]
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from server.schemas.common import UNSUPPORTED, GenerationFields, IsNeutral, Usage, neutral
+from server.schemas.common import UNSUPPORTED, GenerationFields, IsNeutral, Text, Usage, neutral
 from server.schemas.glass import GlassReport
 
 # OpenAI's documented default of this endpoint
@@ -33,7 +33,9 @@ class CompletionRequest(GenerationFields):
 
     unsupported: ClassVar[Mapping[str, IsNeutral]] = COMPLETION_UNSUPPORTED
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
+    prompt: (
+        Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
+    )
     echo: bool | None = Field(None, description="begin each choice's text with its prompt")
     max_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = Field(
         None, description=f"longest completion, in tokens; default {DEFAULT_MAX_TOKENS}"
