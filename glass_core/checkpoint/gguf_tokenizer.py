@@ -11,6 +11,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from glass_core.checkpoint.gguf_sentencepiece import build_sentencepiece
 from glass_core.errors import CheckpointError, UnsupportedModelError
 
 CONTROL_TYPE, USER_DEFINED_TYPE = 3, 4
@@ -65,19 +66,28 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
 
     Raises UnsupportedModelError (tokenizer model or pre-tokenizer) and CheckpointError (missing or inconsistent lists).
     """
-    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if kind != "gpt2":
-        raise UnsupportedModelError(f"{path}: tokenizer model {kind!r} is not supported (supported: gpt2); {ADVICE}")
+    kind = metadata.get("tokenizer.ggml.model")
+    if kind not in ("gpt2", "llama"):
+        raise UnsupportedModelError(f"{path}: tokenizer model {kind!r} is not supported (gpt2, llama); {ADVICE}")
+    tokens = _strings(metadata, "tokens", path)
+    types = _token_types(metadata, tokens, path)
+    if kind == "llama":
+        tokenizer, adds_bos = build_sentencepiece(metadata, tokens, types, path), True
+    else:
+        tokenizer, adds_bos = _build_byte_level(metadata, tokens, path), metadata["tokenizer.ggml.pre"] in _ADDS_BOS
+    _add_special_tokens(tokenizer, tokens, types)
+    _wrap_prompts(tokenizer, metadata, adds_bos, path)
+    return tokenizer
+
+
+def _build_byte_level(metadata: Mapping[str, Any], tokens: list[str], path: Path) -> Tokenizer:
+    pre = metadata.get("tokenizer.ggml.pre")
     if not isinstance(pre, str) or pre not in _PRE_TOKENIZERS:
         supported = ", ".join(_PRE_TOKENIZERS)
         raise UnsupportedModelError(f"{path}: pre-tokenizer {pre!r} is not supported ({supported}); {ADVICE}")
-    tokens = _strings(metadata, "tokens", path)
     tokenizer = Tokenizer(_bpe(tokens, _strings(metadata, "merges", path), pre in _WHOLE_WORDS_FIRST, path))
     _PRE_TOKENIZERS[pre](tokenizer)
     tokenizer.decoder = decoders.ByteLevel()
-    _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type"), path)
-    if metadata.get("tokenizer.ggml.add_bos_token", pre in _ADDS_BOS):
-        _prepend_bos(tokenizer, tokens, metadata, path)
     return tokenizer
 
 
@@ -85,13 +95,20 @@ def _strings(metadata: Mapping[str, Any], key: str, path: Path) -> list[str]:
     values = metadata.get(f"tokenizer.ggml.{key}")
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         raise CheckpointError(f"{path}: tokenizer.ggml.{key} is missing or not a list of strings")
+    if key == "tokens" and len(set(values)) != len(values):
+        raise CheckpointError(f"{path}: tokenizer.ggml.tokens has duplicates")
     return values
+
+
+def _token_types(metadata: Mapping[str, Any], tokens: list[str], path: Path) -> list[int]:
+    types = metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(types, list) or len(types) != len(tokens):
+        raise CheckpointError(f"{path}: tokenizer.ggml.token_type is missing or does not fit the tokens")
+    return types
 
 
 def _bpe(tokens: list[str], merges: list[str], ignore_merges: bool, path: Path) -> Any:
     vocab = {token: index for index, token in enumerate(tokens)}
-    if len(vocab) != len(tokens):
-        raise CheckpointError(f"{path}: tokenizer.ggml.tokens has duplicates")
     if any(merge.count(" ") != 1 for merge in merges):
         raise CheckpointError(f"{path}: tokenizer.ggml.merges has an entry that is not two tokens")
     pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
@@ -101,10 +118,8 @@ def _bpe(tokens: list[str], merges: list[str], ignore_merges: bool, path: Path) 
         raise CheckpointError(f"{path}: tokenizer.ggml.merges do not fit the tokens ({error})") from error
 
 
-def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: object, path: Path) -> None:
+def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
     """Control tokens become special (hidden when decoding), user-defined ones only unsplittable."""
-    if not isinstance(types, list) or len(types) != len(tokens):
-        raise CheckpointError(f"{path}: tokenizer.ggml.token_type is missing or does not fit the tokens")
     for token, kind in zip(tokens, types, strict=True):
         if kind == CONTROL_TYPE:
             tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
@@ -120,10 +135,23 @@ def special_token(metadata: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def _prepend_bos(tokenizer: Tokenizer, tokens: list[str], metadata: Mapping[str, Any], path: Path) -> None:
-    bos = special_token(metadata, "bos")
-    if bos is None:
-        raise CheckpointError(f"{path}: the tokenizer adds a BOS token, but tokenizer.ggml.bos_token_id names none")
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=[bos, "$A"], pair=[bos, "$A", bos, "$B"], special_tokens=[(bos, tokens.index(bos))]
-    )
+def _wrap_prompts(tokenizer: Tokenizer, metadata: Mapping[str, Any], adds_bos: bool, path: Path) -> None:
+    """BOS before and EOS after plain prompts, where the file (for BOS: or llama.cpp's default) says so."""
+    wanted = {
+        "bos": metadata.get("tokenizer.ggml.add_bos_token", adds_bos),
+        "eos": metadata.get("tokenizer.ggml.add_eos_token", False),
+    }
+    texts = {name: _required_token(metadata, name, path) for name, add in wanted.items() if add}
+    if texts:
+        bos, eos = ([texts[name]] if name in texts else [] for name in ("bos", "eos"))
+        ids = [(token, tokenizer.token_to_id(token)) for token in texts.values()]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[*bos, "$A", *eos], pair=[*bos, "$A", *eos, *bos, "$B", *eos], special_tokens=ids
+        )
+
+
+def _required_token(metadata: Mapping[str, Any], name: str, path: Path) -> str:
+    token = special_token(metadata, name)
+    if token is None:
+        raise CheckpointError(f"{path}: the tokenizer adds {name}, but tokenizer.ggml.{name}_token_id names none")
+    return token

@@ -89,10 +89,15 @@ def test_llama3_takes_whole_words_without_merging() -> None:
     assert build(**changes).encode("xyz").tokens == ["x", "y", "z"]
 
 
+def test_eos_is_added_when_the_file_says_so() -> None:
+    assert build(add_eos_token=True).encode("hi").ids[-1] == 2
+    assert build(add_eos_token=True, add_bos_token=True).encode("").ids == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"model": "llama"}, UnsupportedModelError, r"'llama' is not supported.*tokenizer\.json beside"),
+        ({"model": "t5"}, UnsupportedModelError, r"'t5' is not supported.*tokenizer\.json beside"),
         ({"model": None}, UnsupportedModelError, "None is not supported"),
         ({"pre": "tekken"}, UnsupportedModelError, r"'tekken'.*smollm.*tokenizer\.json beside"),
         ({"pre": "default"}, UnsupportedModelError, "'default'"),
