@@ -1,4 +1,4 @@
-"""Every `make` and `glass` command line in the documents exists: targets in the Makefile, flags in the parser."""
+"""What the documents name exists: `make` targets, `glass` subcommands with their flags, files of the repository."""
 
 import re
 import shlex
@@ -81,3 +81,10 @@ def test_make_help_lists_every_documented_target() -> None:
 def test_command_lines_reads_shell_blocks_only() -> None:
     text = "glass no\n```bash\n$ X=1 glass serve a \\\n  --port 1  # why\nmake run | tee log\ncurl x -d '{\n}'\n```\n"
     assert list(command_lines(text)) == [["glass", "serve", "a", "--port", "1"], ["make", "run"]]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_named_paths_exist(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = re.findall(r"`((?:server|glass_core|tests|deploy|docker)/[\w./-]*)`", text)
+    assert [path for path in named if not (ROOT / path).exists()] == []
