@@ -120,20 +120,24 @@ def test_sums_weigh_sequences_by_their_tokens(model: TorchModel) -> None:
     np.testing.assert_allclose(pooled.means()["activation_l1"], expected, rtol=1e-5)
 
 
-def test_sensitivity_equals_an_uncached_computation(model: TorchModel, model_dir: Path) -> None:
-    sequence = CorpusSequence((1, 17, 40, 100, 7, 250, 3, 8), num_skipped=2)
+@pytest.mark.parametrize(("num_skipped", "first"), [(0, 1), (3, 3)])
+def test_sensitivity_equals_an_uncached_computation(
+    model: TorchModel, model_dir: Path, num_skipped: int, first: int
+) -> None:
+    sequence = CorpusSequence((1, 17, 40, 100, 7, 250, 3, 8), num_skipped)
     dense = run_dense(model, sequence)
     factory: Any = AutoModelForCausalLM
     hf = factory.from_pretrained(model_dir)
     ids = torch.tensor([sequence.token_ids])
     with torch.no_grad():
-        reference = hf(ids).logits[0, 2:].log_softmax(-1)
+        reference = hf(ids).logits[0, first:].log_softmax(-1)
         for layer in range(model.spec.num_layers):
             kept = np.arange(layer, 88, 2, dtype=np.int32)
-            mask = torch.zeros(88)
-            mask[torch.from_numpy(kept)] = 1.0
+            mask = torch.ones(8, 88)
+            mask[first:] = 0.0
+            mask[first:, torch.from_numpy(kept)] = 1.0
             handle = hf.model.layers[layer].mlp.down_proj.register_forward_pre_hook(lambda _m, a, k=mask: (a[0] * k,))
-            pruned = hf(ids).logits[0, 2:].log_softmax(-1)
+            pruned = hf(ids).logits[0, first:].log_softmax(-1)
             handle.remove()
             expected = float((reference.exp() * (reference - pruned)).sum(-1).mean())
             assert layer_sensitivity(model, [dense], layer, kept) == pytest.approx(expected, rel=1e-3)

@@ -39,6 +39,11 @@ class CorpusSequence:
     def num_counted(self) -> int:
         return len(self.token_ids) - self.num_skipped
 
+    @property
+    def first_after_start(self) -> int:
+        """The first counted position that is not position 0, whose activations are like no other's."""
+        return max(self.num_skipped, 1)
+
 
 def sampler_description(source: str) -> str:
     """How the corpus was drawn, for the manifest."""

@@ -1,6 +1,9 @@
 """Layer sensitivity: how far the model's predictions move when one layer alone is pruned to density 0.5.
 
-Everything below the pruned layer is what the dense pass computed, so its attention and FFN outputs are replayed.
+Pruned are the tokens after the template prefix, and never position 0: a server prefills densely, and pruning the first
+token would destroy the massive activations that later tokens use as attention sink (arXiv 2402.17762), which no real
+request suffers. Everything below the pruned layer is what the dense pass computed, so its attention and FFN outputs
+are replayed.
 """
 
 from collections.abc import Sequence
@@ -22,14 +25,18 @@ from glass_core.sparsity.plan import NeuronIndices
 class DensePass:
     """What the dense model computed on one held-out sequence.
 
-    `attention[l]` (n, q_size) and `ffn[l]` (n, hidden) are layer outputs, `log_probs` (num_counted, vocab) the
-    predictions at counted tokens.
+    `attention[l]` (n, q_size) and `ffn[l]` (n, hidden) are layer outputs, `log_probs` (n - first_pruned, vocab) the
+    predictions at the tokens that will be pruned.
     """
 
     sequence: CorpusSequence
     attention: tuple[Tensor, ...]
     ffn: tuple[Tensor, ...]
     log_probs: Tensor
+
+    @property
+    def first_pruned(self) -> int:
+        return self.sequence.first_after_start
 
 
 @torch.no_grad()
@@ -53,7 +60,7 @@ def run_dense(model: TorchModel, sequence: CorpusSequence) -> DensePass:
 
 @torch.no_grad()
 def layer_sensitivity(model: TorchModel, passes: Sequence[DensePass], pruned: int, neurons: NeuronIndices) -> float:
-    """Mean KL(dense || layer `pruned` keeps only `neurons`) over the counted tokens of all passes, in nats."""
+    """Mean KL(dense || layer `pruned` keeps only `neurons`) over the pruned tokens of all passes, in nats."""
     weights = pack(model.layers[pruned].ffn, neurons)
 
     def pruned_ffn(x: Tensor) -> Tensor:
@@ -70,7 +77,9 @@ def layer_sensitivity(model: TorchModel, passes: Sequence[DensePass], pruned: in
         def ffn(layer: int, x: Tensor, dense: DensePass = dense) -> Tensor:
             if layer < pruned:
                 return dense.ffn[layer]
-            return pruned_ffn(x) if layer == pruned else model.dense_ffn(layer, x)
+            if layer > pruned:
+                return model.dense_ffn(layer, x)
+            return torch.cat((dense.ffn[layer][: dense.first_pruned], pruned_ffn(x[dense.first_pruned :])))
 
         total += float(token_kl(dense.log_probs, _log_probs(model, dense.sequence, attention, ffn)).sum())
     # KL is never negative; rounding may leave it a hair below zero
@@ -78,8 +87,8 @@ def layer_sensitivity(model: TorchModel, passes: Sequence[DensePass], pruned: in
 
 
 def _log_probs(model: TorchModel, sequence: CorpusSequence, attention: Attention, ffn: Ffn) -> Tensor:
-    """Log-probabilities of the next token at every counted position, (num_counted, vocab)."""
+    """Log-probabilities of the next token at every position that is pruned, (n - first_pruned, vocab)."""
     token_ids = torch.tensor(sequence.token_ids, device=model.device)
     positions = torch.arange(len(token_ids), device=model.device)
     hidden = model.forward(token_ids, positions, attention=attention, ffn=ffn)
-    return torch.log_softmax(model.logits(hidden[sequence.num_skipped :]), dim=-1)
+    return torch.log_softmax(model.logits(hidden[sequence.first_after_start :]), dim=-1)

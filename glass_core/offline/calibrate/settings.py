@@ -11,7 +11,7 @@ NULL_SOURCE, CHAT_SOURCE = "null", "chat"
 SENSITIVITY_DENSITY = 0.5
 
 # Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
-_WORK_FORMAT = 1
+_WORK_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,8 @@ FORMULAS: Mapping[str, str] = {
     "mean_square_z": "mean of z[j]^2 over counted tokens but position 0 (massive activations)",
     "down_norm": "l2 norm of down_proj[:, j]",
     "sensitivity": (
-        "mean over counted tokens of held-out sequences of KL(dense || only this layer at density 0.5 by activation_l1)"
+        "mean over counted tokens but position 0 of held-out sequences of KL(dense || this layer alone pruned to density "
+        "0.5 by activation_l1, on these tokens)"
     ),
 }
 COUNTED_SUMS = ("abs_normalized", "square_normalized", "abs_impact", "square_impact")
@@ -72,16 +73,15 @@ def measure_sequence(model: TorchModel, sequence: CorpusSequence) -> dict[str, F
     token_ids = torch.tensor(sequence.token_ids, device=model.device)
     ffn = TracingFfn(model)
     logits = run_sequence(model, token_ids, ffn)
-    loss = next_token_loss(logits, token_ids, sequence.num_skipped)
+    loss = next_token_loss(logits, token_ids, sequence.first_after_start)
     gradients = torch.autograd.grad(loss, [trace.z for trace in ffn.traces])
     with torch.no_grad():
         layers = [_layer_sums(trace, gradient, sequence) for trace, gradient in zip(ffn.traces, gradients, strict=True)]
         return {name: torch.stack([sums[name] for sums in layers]).cpu().numpy() for name in layers[0]}
 
 
-def next_token_loss(logits: Tensor, token_ids: Tensor, num_skipped: int) -> Tensor:
-    """Summed cross-entropy of the counted tokens that have a predecessor; logits (n, vocab), token_ids (n,)."""
-    first = max(num_skipped, 1)
+def next_token_loss(logits: Tensor, token_ids: Tensor, first: int) -> Tensor:
+    """Summed cross-entropy of tokens `first` >= 1 and later; logits (n, vocab), token_ids (n,)."""
     return functional.cross_entropy(logits[first - 1 : -1], token_ids[first:], reduction="sum")
 
 
@@ -91,7 +91,7 @@ def add_up(partials: Sequence[Mapping[str, Float32Array]], corpus: Sequence[Corp
         name: np.add.reduce([partial[name] for partial in partials], axis=0, dtype=np.float64)
         for name in COUNTED_SUMS + MOMENT_SUMS
     }
-    num_moments = sum(len(sequence.token_ids) - _first_moment(sequence) for sequence in corpus)
+    num_moments = sum(len(sequence.token_ids) - sequence.first_after_start for sequence in corpus)
     return CorpusSums(sums, sum(sequence.num_counted for sequence in corpus), num_moments)
 
 
@@ -102,16 +102,11 @@ def down_norms(model: TorchModel) -> Float32Array:
     return result
 
 
-def _first_moment(sequence: CorpusSequence) -> int:
-    """The first position whose plain activations enter the means."""
-    return max(sequence.num_skipped, 1)
-
-
 def _layer_sums(trace: LayerTrace, gradient: Tensor, sequence: CorpusSequence) -> dict[str, Tensor]:
     z, counted = trace.z, slice(sequence.num_skipped, None)
     normalized = normalize_tokens(z[counted])
     impact = (z * gradient)[counted]
-    moments = slice(_first_moment(sequence), None)
+    moments = slice(sequence.first_after_start, None)
     return {
         "abs_normalized": normalized.abs().sum(dim=0),
         "square_normalized": normalized.square().sum(dim=0),
