@@ -11,11 +11,11 @@ Row = Mapping[str, Any]
 
 
 def print_table(result: Mapping[str, Any], console: Console) -> None:
-    """All rows, under the dense perplexity."""
+    """All rows, under the dense perplexity. top-1: agreement with the dense model; reads: share of FFN weights."""
     dense = result["dense"]
     title = f"long-form · dense ppl {dense['ppl']:.2f} · {dense['num_answers']} answers, {dense['num_tokens']} tokens"
-    table = Table("method", "sparsity", "lambda", "profile", title=title)
-    for name in ("ppl", "KL", "agreement", "FFN reads"):
+    table = Table("method", "sparsity", "λ", "profile", title=title)
+    for name in ("ppl", "KL", "top-1", "reads"):
         table.add_column(name, justify="right")
     for row in result["rows"]:
         table.add_row(
