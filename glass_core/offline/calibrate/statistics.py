@@ -36,8 +36,8 @@ FORMULAS: Mapping[str, str] = {
     "mean_square_z": "mean of z[j]^2 over counted tokens but position 0 (massive activations)",
     "down_norm": "l2 norm of down_proj[:, j]",
     "sensitivity": (
-        "mean over counted tokens but position 0 of held-out sequences of KL(dense || this layer alone pruned, on these "
-        "tokens, to density 0.5 by activation_l1)"
+        "mean over counted tokens but position 0 of held-out sequences of KL(dense || this layer alone, "
+        "on these tokens, pruned to density 0.5 by activation_l1)"
     ),
 }
 COUNTED_SUMS = ("abs_normalized", "square_normalized", "abs_impact", "square_impact")
