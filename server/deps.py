@@ -79,9 +79,14 @@ async def get_created(request: Request) -> int:
 
 
 async def get_model(request: Request) -> LoadedModel:
-    """The loaded model; counts the refusal when there is none to serve with."""
+    """The loaded model. Raises EngineUnavailableError when there is none to serve with."""
+    return (await get_backend(request)).require()
+
+
+async def admit(request: Request) -> LoadedModel:
+    """The loaded model for a request that generates; counts the refusal when there is none."""
     try:
-        return (await get_backend(request)).require()
+        return await get_model(request)
     except EngineUnavailableError:
         settings, metrics = await get_settings(request), await get_metrics(request)
         metrics.count_rejection(settings.served_model_name or settings.model, "unavailable")
@@ -119,4 +124,5 @@ BackendDep = Annotated[Backend, Depends(get_backend)]
 MetricsDep = Annotated[ServerMetrics, Depends(get_metrics)]
 CreatedDep = Annotated[int, Depends(get_created)]
 ModelDep = Annotated[LoadedModel, Depends(get_model)]
+AdmittedModelDep = Annotated[LoadedModel, Depends(admit)]
 GlassHeadersDep = Annotated[GlassHeaders, Depends(get_glass_headers)]

@@ -32,8 +32,8 @@ UNSUPPORTED = "unsupported_parameter"
 UNAVAILABLE_RETRY_SECONDS = 5
 INTERNAL_MESSAGE = "The server failed to answer this request. Its log has the details under this request id."
 MAX_MESSAGE_LENGTH = 1000
-# a path of two or more segments, or a memory address
-_INTERNALS = re.compile(r"(?<![\w/])(?:/[\w.+-]+){2,}/?|\b0x[0-9a-fA-F]{6,}\b")
+# a path of two or more segments, our own URLs excepted, or a memory address
+_INTERNALS = re.compile(r"(?<![\w/])(?!/v1/)(?:/[\w.+-]+){2,}/?|\b0x[0-9a-fA-F]{6,}\b")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class ChatTemplate:
             self._template = self._environment.from_string(source)
         except TemplateSyntaxError as error:
             raise CheckpointError(f"the chat template is malformed at line {error.lineno}: {error.message}") from error
-        except RecursionError as error:
+        except (RecursionError, SyntaxError) as error:  # Python's own limits, on the code jinja2 makes of it
             raise CheckpointError("the chat template is nested too deeply") from error
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: Any) -> str:

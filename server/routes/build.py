@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from glass_core.api import EngineInfo, GenerationRequest, SamplingParams, SparsityParams
@@ -30,13 +30,17 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class RequestBuilder:
-    """Makes the choices of one HTTP request. `prompt_param` is the body field that error messages name."""
+    """Makes the choices of one HTTP request. `prompt_param` is the body field that error messages name.
+
+    Made first of all, because latencies count from `arrival_time`, templates and tokenizing included.
+    """
 
     body: GenerationFields
     headers: GlassHeaders
     settings: Settings
     model: LoadedModel
     prompt_param: str
+    arrival_time: float = field(default_factory=time.monotonic)
 
     def check(self, num_prompts: int) -> None:
         """Raise ModelNotFoundError for another model's name, InvalidRequestError beyond the server's limits."""
@@ -55,21 +59,20 @@ class RequestBuilder:
 
     def choices(self, answer: Answer, prompts: Sequence[Sequence[int]]) -> list[Choice]:
         """n choices per prompt, numbered prompt by prompt. Each prompt gets the seeds it would get alone."""
-        arrival = time.monotonic()
         seeds = choice_seeds(self.body.seed, answer.choices_per_prompt)
         stop = tuple(self.body.stop_strings)
         return [
-            Choice(index, self._request(f"{answer.id}-{index}", prompt, seed, arrival), stop)
+            Choice(index, self._request(f"{answer.id}-{index}", prompt, seed), stop)
             for index, (prompt, seed) in enumerate((prompt, seed) for prompt in prompts for seed in seeds)
         ]
 
-    def _request(self, request_id: str, prompt: Sequence[int], seed: int, arrival: float) -> GenerationRequest:
+    def _request(self, request_id: str, prompt: Sequence[int], seed: int) -> GenerationRequest:
         return GenerationRequest(
             request_id=request_id,
             prompt_token_ids=tuple(prompt),
             sampling=self._sampling(len(prompt), seed),
             sparsity=self._sparsity(seed),
-            arrival_time=arrival,
+            arrival_time=self.arrival_time,
         )
 
     def _sampling(self, num_prompt: int, seed: int) -> SamplingParams:

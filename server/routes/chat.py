@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.deps import GlassHeadersDep, MetricsDep, ModelDep, SettingsDep
+from server.deps import AdmittedModelDep, GlassHeadersDep, LoadedModel, MetricsDep, SettingsDep
 from server.generation import ChoiceEnd, Generator
 from server.routes.answering import ChunkStream, Json, collect, whole
 from server.routes.build import RequestBuilder
@@ -21,7 +21,7 @@ async def create_chat_completion(
     body: ChatCompletionRequest,
     request: Request,
     settings: SettingsDep,
-    model: ModelDep,
+    model: AdmittedModelDep,
     metrics: MetricsDep,
     headers: GlassHeadersDep,
 ) -> Response:
@@ -44,7 +44,7 @@ async def create_chat_completion(
     return StrictJsonResponse(whole(answer, "chat.completion", [_choice(end) for end in ends.values()], ends))
 
 
-def _encode(body: ChatCompletionRequest, model: ModelDep) -> list[int]:
+def _encode(body: ChatCompletionRequest, model: LoadedModel) -> list[int]:
     """Token ids of the conversation. Runs in a thread: a template or a long text must not hold up the other streams."""
     text = model.text.render_chat([message.template_json() for message in body.messages])
     return model.text.encode(text)

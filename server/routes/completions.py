@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from glass_core.errors import InvalidRequestError
-from server.deps import GlassHeadersDep, LoadedModel, MetricsDep, ModelDep, SettingsDep
+from server.deps import AdmittedModelDep, GlassHeadersDep, LoadedModel, MetricsDep, SettingsDep
 from server.generation import ChoiceEnd, Generator
 from server.routes.answering import ChunkStream, Json, collect, whole
 from server.routes.build import RequestBuilder
@@ -24,7 +24,7 @@ async def create_completion(
     body: CompletionRequest,
     request: Request,
     settings: SettingsDep,
-    model: ModelDep,
+    model: AdmittedModelDep,
     metrics: MetricsDep,
     headers: GlassHeadersDep,
 ) -> Response:

@@ -1,20 +1,16 @@
 """`GET /health` (the process and its engine thread live), `/ready` (send traffic), `/version`."""
 
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from glass_core import __version__
 from glass_core.api import EngineInfo
-from server.deps import Backend, BackendDep, LoadedModel, get_backend
+from server.deps import BackendDep, ModelDep
 from server.routes.described import ERROR_RESPONSES
 
 router = APIRouter(tags=["operation"])
 UNAVAILABLE: dict[int | str, dict[str, Any]] = {503: ERROR_RESPONSES[503]}
-
-
-async def _ready_model(backend: Annotated[Backend, Depends(get_backend)]) -> LoadedModel:
-    return backend.require()
 
 
 @router.get("/health", responses=UNAVAILABLE)
@@ -26,7 +22,7 @@ async def health(backend: BackendDep) -> dict[str, str]:
 
 
 @router.get("/ready", responses=UNAVAILABLE)
-async def ready(model: Annotated[LoadedModel, Depends(_ready_model)]) -> dict[str, str]:
+async def ready(model: ModelDep) -> dict[str, str]:
     """200 when requests are served; 503 while loading, draining, or after the engine died."""
     return {"status": "ready", "model": model.engine.info.model_name}
 

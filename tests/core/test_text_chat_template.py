@@ -169,3 +169,9 @@ def test_a_broken_folder_names_the_file(tmp_path: Path, name: str, content: str 
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(CheckpointError, match=reason):
         load_text_processor(tmp_path)
+
+
+@pytest.mark.parametrize(("tag", "depth"), [("if 1", 500), ("if 1", 110), ("for i in messages", 30)])
+def test_a_template_nested_too_deeply_is_refused_at_load(tag: str, depth: int) -> None:
+    with pytest.raises(CheckpointError, match="nested too deeply"):
+        ChatTemplate(f"{{% {tag} %}}" * depth + f"{{% end{tag.split()[0]} %}}" * depth, {})

@@ -7,6 +7,8 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from glass_core.api import FinishReason
 from glass_core.errors import (
@@ -18,11 +20,15 @@ from glass_core.errors import (
     MissingStatisticsError,
     QueueFullError,
 )
+from server.app import create_app
+from server.config import Settings
 from server.deps import Backend
 from server.errors import TABLE, describe, scrub
+from server.log import RequestContextMiddleware
 from server.sse import encode_json
 from tests.fakes_engine import FakeEngineClient
 from tests.server.wire import CHAT, COMPLETIONS, HELLO, chat_text, error_of, events, sample
+from tests.tiny_text import tiny_text_processor
 
 USER = {"role": "user", "content": "hi"}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
@@ -297,6 +303,9 @@ async def test_loading_and_draining_are_unavailable(app: FastAPI, client: httpx.
         assert response.status_code == 503
         assert error_of(response)["code"] == "service_unavailable"
         assert int(response.headers["retry-after"]) >= 1
+    metrics = (await client.get("/metrics")).text
+    expected = 2 if method == "POST" else 0
+    assert sample(metrics, "glass_admission_rejections_total", reason="unavailable") == expected
 
 
 @pytest.mark.parametrize(
@@ -304,7 +313,7 @@ async def test_loading_and_draining_are_unavailable(app: FastAPI, client: httpx.
     [
         ("cannot open /usr/lib/python3/x.py now", "cannot open … now"),
         ("object at 0x7f3a2b1c9d00", "object at …"),
-        ("use /v1 or n/a, 1/2", "use /v1 or n/a, 1/2"),
+        ("use /v1/completions or n/a, 1/2", "use /v1/completions or n/a, 1/2"),
         ("two\nlines", "two lines"),
     ],
 )
@@ -326,3 +335,44 @@ async def test_rejections_are_counted_by_reason(client: httpx.AsyncClient, engin
     metrics = (await client.get("/metrics")).text
     for reason in ("queue_full", "context_length", "unavailable"):
         assert sample(metrics, "glass_admission_rejections_total", reason=reason, model_name="tiny") == 1
+
+
+async def test_a_model_without_template_says_what_to_use(engine: FakeEngineClient) -> None:
+    app = create_app(Settings(model="tiny"), engine, tiny_text_processor(template=None))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        error = error_of(await client.post(CHAT, json=HELLO))
+    assert error["param"] == "messages"
+    assert "/v1/completions" in error["message"]
+
+
+async def test_a_bug_after_the_first_byte_closes_the_connection() -> None:
+    sent: list[Message] = []
+
+    async def broken(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError("a bug")
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        raise AssertionError("nothing to read")
+
+    middleware = RequestContextMiddleware(broken, internal_error=Response, access_log=True)
+    with pytest.raises(ValueError, match="a bug"):
+        await middleware({"type": "http", "method": "GET", "path": "/", "headers": []}, receive, send)
+    assert [message["type"] for message in sent] == ["http.response.start"]
+
+
+async def test_the_app_accepts_a_lifespan(app: FastAPI) -> None:
+    inbox = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
+    sent: list[str] = []
+
+    async def receive() -> Message:
+        return inbox.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
+
+    await app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]

@@ -36,6 +36,12 @@ def use_loader(monkeypatch: pytest.MonkeyPatch, load: Load) -> None:
     monkeypatch.setattr(entry, "load_model", load)
 
 
+def leave_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`main` owns its process; here it shares it with the other tests."""
+    monkeypatch.setattr(entry, "configure_logging", lambda: None)
+    monkeypatch.setattr(entry, "disable_created_metrics", lambda: None)
+
+
 async def is_ready(client: httpx.AsyncClient) -> int | None:
     try:
         return (await client.get("/ready")).status_code
@@ -108,7 +114,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(
         raise CheckpointError("model.safetensors is truncated")
 
     use_loader(monkeypatch, load)
-    monkeypatch.setattr(entry, "configure_logging", lambda: None)
+    leave_process_alone(monkeypatch)
     assert entry.main([settings.model, "--port", str(settings.port)]) == 1
     assert "glass serve: model.safetensors is truncated" in capsys.readouterr().err
 
@@ -119,7 +125,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(
 def test_wrong_arguments_are_one_line(
     arguments: list[str], reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(entry, "configure_logging", lambda: None)
+    leave_process_alone(monkeypatch)
     assert entry.main(arguments) == 1
     error = capsys.readouterr().err
     assert reason in error
