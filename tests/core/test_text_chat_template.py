@@ -174,4 +174,4 @@ def test_a_broken_folder_names_the_file(tmp_path: Path, name: str, content: str 
 @pytest.mark.parametrize(("tag", "depth"), [("if 1", 500), ("if 1", 110), ("for i in messages", 30)])
 def test_a_template_nested_too_deeply_is_refused_at_load(tag: str, depth: int) -> None:
     with pytest.raises(CheckpointError, match="nested too deeply"):
-        ChatTemplate(f"{{% {tag} %}}" * depth + f"{{% end{tag.split()[0]} %}}" * depth, {})
+        ChatTemplate(f"{{% {tag} %}}" * depth + f"{{% end{tag.split(maxsplit=1)[0]} %}}" * depth, {})
