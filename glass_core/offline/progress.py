@@ -35,6 +35,8 @@ class ConsoleProgress:
         with RichProgress(*columns, console=self._console) as bars:
             bar = bars.add_task(description, total=total)
             yield lambda: bars.advance(bar)
+            # sequences that stop early leave steps undone
+            bars.update(bar, completed=total)
 
 
 class SilentProgress:

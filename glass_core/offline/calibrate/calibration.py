@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glass_core.offline.calibrate.corpus import CorpusSequence, make_corpus, sampler_description
+from glass_core.offline.calibrate.corpus import CorpusSequence, make_corpus, max_steps, sampler_description
 from glass_core.offline.calibrate.sensitivity import layer_sensitivity, run_dense
 from glass_core.offline.calibrate.settings import SENSITIVITY_DENSITY, CalibrationSettings
 from glass_core.offline.calibrate.statistics import FORMULAS, Float32Array, add_up, down_norms, measure_sequence
@@ -56,7 +56,7 @@ class CalibrationRun:
             num_tokens=settings.sequence_length + _TEMPLATE_TOKENS,
             bytes_per_value=self.model.dtype.itemsize,
         )
-        with self.progress.task("drawing the corpus", settings.sequence_length) as advance:
+        with self.progress.task("drawing the corpus", max_steps(settings)) as advance:
             return make_corpus(TorchRunner(self.model, cache), self.text, self.model_dir, settings, advance)
 
     def _assemble(self, corpus: Sequence[CorpusSequence], work: WorkFolder) -> GlobalStatistics:

@@ -54,6 +54,12 @@ def sampler_description(source: str) -> str:
     return known.get(source, "windows of the file at seeded positions")
 
 
+def max_steps(settings: CalibrationSettings) -> int:
+    """Decode steps that drawing the corpus takes at most."""
+    turns = {NULL_SOURCE: settings.sequence_length, CHAT_SOURCE: settings.sequence_length * 3 // 2}
+    return turns.get(settings.source, 1)
+
+
 def make_corpus(
     runner: Runner, text: TextProcessor, model_dir: Path, settings: CalibrationSettings, on_step: Callable[[], None]
 ) -> list[CorpusSequence]:

@@ -24,6 +24,11 @@ class Answer:
     token_ids: tuple[int, ...]
 
 
+def max_steps(num_prompts: int, max_new_tokens: int) -> int:
+    """Decode steps that sampling takes at most."""
+    return -(-num_prompts // _BATCH_SIZE) * max_new_tokens
+
+
 def encode_instruction(text: TextProcessor, instruction: str) -> tuple[int, ...]:
     """The instruction as a user message in the chat template; without one, as `Question: …` (a base model)."""
     if text.has_chat_template:

@@ -7,7 +7,7 @@ from typing import Any
 
 from glass_core.errors import ConfigurationError
 from glass_core.offline.divergence import perplexity
-from glass_core.offline.evaluate.answers import TEMPERATURE, TOP_P, Answer, sample_answers
+from glass_core.offline.evaluate.answers import TEMPERATURE, TOP_P, Answer, max_steps, sample_answers
 from glass_core.offline.evaluate.conditions import Sweep, evaluation_selectors
 from glass_core.offline.evaluate.longform import ConditionScore, dense_nll, run_dense, score_conditions
 from glass_core.offline.generation import cache_for
@@ -73,7 +73,8 @@ class LongformRun:
         )
 
     def _answers(self, instructions: Sequence[str]) -> list[Answer]:
-        with self.progress.task("sampling dense answers", self.max_new_tokens) as advance:
+        steps = max_steps(len(instructions), self.max_new_tokens)
+        with self.progress.task("sampling dense answers", steps) as advance:
             return sample_answers(
                 self.model,
                 self.text,
