@@ -19,7 +19,7 @@ class CalibrationSettings:
     """`source` is null, chat or a text file's path. `num_sequences` sequences of up to `sequence_length` tokens (the
     template prefix not counted) give the statistics, `num_held_out` more the layer sensitivities."""
 
-    source: str = CHAT_SOURCE
+    source: str = NULL_SOURCE
     seed: int = 0
     num_sequences: int = 24
     sequence_length: int = 192

@@ -16,10 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a pulled model's name or a model folder")
     parser.add_argument(
         "--source",
-        default="chat",
+        default="null",
         metavar="null|chat|FILE",
         help="null: the model writes from BOS alone; chat: it writes a user message and its own answer under the chat "
-        "template; FILE: a text file (default: chat)",
+        "template; FILE: a text file (default: null)",
     )
     parser.add_argument("--output", type=Path, metavar="PATH", help="default: ./MODEL-SOURCE.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="of the corpus (default: 0)")
