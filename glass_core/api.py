@@ -185,8 +185,9 @@ class TokenEvent:
 class EngineInfo:
     """What the loaded engine is. Fixed for its life.
 
-    `methods` are the selection methods it can serve, `profiles` the budget profiles, `unavailable_methods` maps a known
-    method to why it cannot be served. `notes` lists missing capabilities worth telling (shown by `/version`).
+    `methods` are the selection methods it can serve, `profiles` the budget profiles, `default_profile` the best of
+    them; `unavailable_methods` maps a known method to why it cannot be served. `notes` lists missing capabilities worth
+    telling (shown by `/version`).
     """
 
     model_name: str
@@ -203,6 +204,7 @@ class EngineInfo:
     profiles: tuple[str, ...]
     unavailable_methods: Mapping[str, str] = field(default_factory=dict)
     artifact: str | None = None
+    default_profile: str = "uniform"
     notes: tuple[str, ...] = ()
 
 

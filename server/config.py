@@ -40,7 +40,9 @@ class Settings(BaseSettings):
     default_sparsity: float = Field(0.0, ge=0, le=MAX_SPARSITY, description="glass_sparsity of requests without one")
     default_lambda: float | None = Field(None, ge=0, le=1, description="lambda of requests without one")
     default_method: str = Field("a_glass", description="glass_method of requests without one")
-    default_profile: str = Field("uniform", description="glass_profile of requests without one")
+    default_profile: str | None = Field(
+        None, description="glass_profile of requests without one; default: sensitivity where measured, else uniform"
+    )
 
     model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="other names clients may use for the model, comma-separated"

@@ -244,6 +244,7 @@ def _describe(
         profiles=selector.profiles,
         unavailable_methods=dict(selector.unavailable),
         artifact=artifact,
+        default_profile=selector.default_profile,
         notes=_notes(runner, config, max_model_len, artifact),
     )
 

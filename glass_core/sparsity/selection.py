@@ -73,6 +73,11 @@ class PlanSelector:
         """Budget profiles that can be served now."""
         return tuple(self._profiles)
 
+    @property
+    def default_profile(self) -> str:
+        """The best profile there is for requests that name none: measured sensitivities beat the paper's uniform."""
+        return SENSITIVITY if SENSITIVITY in self._profiles else UNIFORM
+
     def check(self, params: SparsityParams) -> None:
         """Raises InvalidRequestError or MissingStatisticsError, naming the request's field, when it cannot be served.
 

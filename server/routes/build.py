@@ -96,12 +96,13 @@ class RequestBuilder:
 
     def _sparsity(self, seed: int) -> SparsityParams:
         body, settings = self.body, self.settings
+        best_profile = self.model.engine.info.default_profile
         sparsity = _first(body.glass_sparsity, self.headers.sparsity)
         return SparsityParams(
             sparsity=_default(sparsity, settings.default_sparsity),
             lambda_=_first(body.lambda_, self.headers.lambda_, settings.default_lambda),
             method=_default(body.glass_method, settings.default_method),
-            profile=_default(body.glass_profile, settings.default_profile),
+            profile=_first(body.glass_profile, settings.default_profile) or best_profile,
             seed=seed,
         )
 

@@ -128,6 +128,7 @@ def test_methods_and_profiles_with_a_full_artifact(selector: PlanSelector) -> No
     assert selector.methods == ("dense", "a_glass", "global_only", "griffin", "i_glass", "magnitude", "random")
     assert selector.unavailable == {}
     assert selector.profiles == ("uniform", "sensitivity")
+    assert selector.default_profile == "sensitivity"
 
 
 def test_without_an_artifact() -> None:
@@ -135,12 +136,14 @@ def test_without_an_artifact() -> None:
     assert selector.methods == ("dense", "griffin", "magnitude", "random")
     assert selector.unavailable.keys() == {"a_glass", "i_glass", "global_only"}
     assert selector.profiles == ("uniform",)
+    assert selector.default_profile == "uniform"
 
 
 def test_without_impact_or_sensitivity() -> None:
     selector = make_selector(make_statistics(without=(*IMPACT, "sensitivity")))
     assert selector.unavailable == {"i_glass": "needs impact statistics: `glass calibrate MODEL` makes them"}
     assert selector.profiles == ("uniform",)
+    assert selector.default_profile == "uniform"
 
 
 def test_the_artifacts_own_profile_wins() -> None:

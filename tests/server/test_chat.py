@@ -1,5 +1,6 @@
 """`/v1/chat/completions` on a fake engine: answers, streams, choices, stop strings, GLASS fields."""
 
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -7,6 +8,8 @@ import pytest
 
 from glass_core.api import SparsityParams
 from glass_core.text import TextProcessor
+from server.app import create_app
+from server.config import Settings
 from tests.fakes_engine import FakeEngineClient
 from tests.server.conftest import ANSWER
 from tests.server.wire import CHAT, HELLO, chat_text, events
@@ -222,12 +225,18 @@ async def test_choices_share_one_stream(
 async def test_the_servers_defaults_fill_in(
     client: httpx.AsyncClient, engine: FakeEngineClient, text: TextProcessor
 ) -> None:
-    from server.app import create_app
-    from server.config import Settings
-
     settings = Settings(model="tiny", default_sparsity=0.4, default_lambda=0.1, default_method="griffin")
     transport = httpx.ASGITransport(create_app(settings, engine, text))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
         await other.post(CHAT, json=HELLO)
     sparsity = engine.requests[0].sparsity
     assert (sparsity.sparsity, sparsity.lambda_, sparsity.method) == (0.4, 0.1, "griffin")
+
+
+async def test_the_profile_defaults_to_the_best_the_model_has(text: TextProcessor, engine: FakeEngineClient) -> None:
+    engine.info = replace(engine.info, profiles=("uniform", "sensitivity"), default_profile="sensitivity")
+    for settings, expected in ((Settings(), "sensitivity"), (Settings(default_profile="uniform"), "uniform")):
+        transport = httpx.ASGITransport(create_app(settings, engine, text))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            await client.post(CHAT, json=HELLO)
+        assert engine.requests[-1].sparsity.profile == expected
