@@ -1,0 +1,94 @@
+// The arithmetic of the native runner: dot products with packed weight rows, the neuron-major down projection and
+// the two attention primitives, one table of functions per instruction set (ISA).
+//
+// Contract shared by every table:
+// * A row t of the activations gets the same bits whatever T is and whatever the other rows hold, so a batch of N
+//   equals N singles and a chunked prefill equals a whole one.
+// * Integer parts (activation codes, dot products of codes) are exact, hence equal across ISAs; float accumulation
+//   follows an order fixed per ISA, so two ISAs agree to rounding only.
+// * Nothing is read past the end of a packed row, and pointers to packed rows need no alignment.
+// * Functions are reentrant; scratch memory is per thread.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace glass {
+
+inline constexpr int32_t kGroup = 32;  // values along the reduced dimension that share one scale
+inline constexpr int32_t kChunk = 64;  // packed dimensions are padded to multiples of this
+
+enum class Format : uint8_t { q4, q8, bf16 };
+
+// A matrix of packed rows, or the gate or up part of neuron records (base points at the part, stride = record bytes).
+// q4: cols_padded/2 bytes of codes (byte i of a 32-byte chunk: value i low nibble, value 32+i high nibble), then per
+//     group float16 (d, m); value = d*code + m.
+// q8: cols_padded bytes of codes (q + 128), then per group float16 d; value = d*(code - 128).
+// bf16: cols_padded bfloat16.
+struct RowsView {
+    const uint8_t* base;
+    size_t stride;  // bytes from row to row
+    int32_t cols_padded;
+    Format format;
+};
+
+// Down projection, one packed column per neuron without scales; the scales of 32 consecutive neurons are shared:
+// q4: scales[group] = hidden_padded float16 d, then hidden_padded float16 m; q8: hidden_padded float16 d; bf16: unused.
+struct DownView {
+    const uint8_t* base;
+    size_t stride;  // bytes from neuron to neuron
+    const uint16_t* scales;
+    int32_t hidden_padded;
+    Format format;
+};
+
+// T rows quantized by `quantize`. sums[t][g] = scale * (sum of the codes of group g).
+// bf16 weights read `values` (cols_padded floats a row, zero padded) and nothing else; q4 and q8 never read `values`.
+struct ActivationView {
+    const float* values;
+    size_t values_stride;
+    const int8_t* codes;
+    size_t codes_stride;
+    const float* scales;
+    const float* sums;
+    size_t groups_stride;
+    int32_t num_rows;
+};
+
+struct Kernels {
+    const char* name;
+
+    // Symmetric int8 per group of 32: scale = max|x| / 127, code = round to nearest even of x / scale. Writes
+    // cols_padded codes and cols_padded/32 scales and sums; values past `cols` count as 0. A group whose max|x| is
+    // below 1e-36 becomes 0.
+    void (*quantize)(const float* x, int32_t cols, int32_t cols_padded, int8_t* codes, float* scales, float* sums);
+
+    // out[t*out_stride + i] = dot(row(index ? index[i] : first + i), x_t) for i in [0, n), t in [0, T).
+    void (*dot_rows)(const RowsView& rows, const int32_t* index, int32_t first, int32_t n, const ActivationView& x,
+                     float* out, size_t out_stride);
+
+    // y[t*y_stride + h] += sum over i of z[t*z_stride + i] * down(index[i])[h], for h in [0, hidden_padded).
+    // index ascends. z = 0 contributes exactly nothing; splitting a call between two groups of 32 neurons changes
+    // nothing. For q4 and q8, z is rounded per (row, group of 32 neurons) to kDownSteps steps of its largest
+    // magnitude, so that the sums over a group are exact integers.
+    void (*accumulate_down)(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
+                            int32_t num_rows, float* y, size_t y_stride);
+
+    // Attention over a bfloat16 KV cache: q·k, and y += a*v; n is the head dimension, any positive number.
+    float (*dot_bf16)(const float* q, const uint16_t* k, int32_t n);
+    void (*axpy_bf16)(float a, const uint16_t* v, float* y, int32_t n);
+};
+
+// 127 * 128: a 15-bit number that splits into two signed bytes, high*128 + low.
+inline constexpr int32_t kDownSteps = 16256;
+
+// nullptr when this build or this CPU lacks the ISA.
+const Kernels* find_kernels(std::string_view isa);
+
+// Best first; ends in "portable", which is always there.
+std::vector<std::string> available_isas();
+
+}  // namespace glass
