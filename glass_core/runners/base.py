@@ -6,6 +6,15 @@ preemption (many tokens, under a plan) and a decode step are all just rows.
 
 Ownership: the engine owns sequences, plans and block tables; the runner owns weights, the KV pool and the weight views
 it builds for a sequence's plan. The views live from the first row that carries the plan until `release`.
+
+Blocks of a prompt may be shared: several rows of a step, and rows of later steps, read the keys and values of the same
+blocks below their `start`. A row writes only positions >= `start`, whose blocks no other sequence holds.
+
+Statistics are a fold over tokens. A row that collects them continues from `prior_statistics`, adding one token's values
+at a time in the order of positions, in float32: s = s + |zhat_t|, q = q + zhat_t^2 for every neuron. No partial sums
+per chunk, block, tile or thread may be added to each other, because float addition is not associative: only then does
+a prompt in chunks, or one whose beginning comes from the prefix cache, end with the same bits as a whole one (given the
+same zhat_t). `snapshot_ends` asks for copies of the running sums on the way; the prefix cache keeps them.
 """
 
 from collections.abc import Sequence
@@ -41,6 +50,10 @@ class StepRow:
     `plan` None = dense. `sample` None = no token is drawn (an inner prefill chunk).
     `num_prompt_tokens` is the length of the sequence's prompt. Only dynamic RoPE reads it, whose frequencies depend on
     the length of the sequence: with it, results depend neither on chunking nor on preemption. None = the row's end.
+
+    With `collect_statistics`: `prior_statistics` are the sums over positions 0 … start-1, to be continued (None = start
+    from zero); they are shared with other rows and must not be written to. `snapshot_ends` are positions e, ascending,
+    start < e <= start + len(token_ids): the sums over the positions before e are wanted. Both are empty otherwise.
     """
 
     sequence_id: str
@@ -51,6 +64,8 @@ class StepRow:
     collect_statistics: bool = False
     sample: SampleInput | None = None
     num_prompt_tokens: int | None = None
+    prior_statistics: LocalStatistics | None = None
+    snapshot_ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +77,17 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """`token_id` when the row asked for one, `statistics` of this row's tokens when it asked, `cost` always."""
+    """`token_id` when the row asked for one, `cost` always.
+
+    When the row collects: `statistics` = `prior_statistics` and this row's tokens, and `snapshots` = those sums at each
+    of its `snapshot_ends`, in that order. Every one has arrays of its own (not views of a buffer that is written to
+    again, nor of a larger array that would be kept alive); the engine keeps them beyond the step.
+    """
 
     cost: StepCost
     token_id: int | None = None
     statistics: LocalStatistics | None = None
+    snapshots: tuple[LocalStatistics, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
