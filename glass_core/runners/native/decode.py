@@ -1,0 +1,61 @@
+"""Reads an image back into float32 tensors under their canonical names: what the kernels compute with, for tests and
+`glass doctor`; never used to serve."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from glass_core.runners.native.build_image import FORMAT_KINDS, VECTORS
+from glass_core.runners.native.image import ImageHeader, ImageTensor, map_payload
+from glass_core.runners.native.packing import Bytes, Floats, Kind, unpack_neurons, unpack_rows
+
+_ROW_KINDS: dict[str, Kind] = {"rows_q4": "q4", "rows_q8": "q8", "rows_bf16": "bf16"}
+_TOP = {"embed_tokens": "embed_tokens.weight", "lm_head": "lm_head.weight", "norm": "norm.weight"}
+
+
+def decode_image(header: ImageHeader) -> Iterator[tuple[str, Floats]]:
+    """(canonical name, float32 tensor) of every tensor of the model, one image tensor at a time."""
+    payload = map_payload(header)
+    for name, tensor in header.tensors.items():
+        if tensor.kind != "down_scales":
+            yield from _decode(header, payload, name, tensor)
+
+
+def _decode(header: ImageHeader, payload: Bytes, name: str, tensor: ImageTensor) -> Iterator[tuple[str, Floats]]:
+    raw = _rows(payload, tensor)
+    layer, part = name.rpartition(".")[0], name.rpartition(".")[2]
+    prefix = f"{layer}." if layer else ""
+    if tensor.kind == "neurons":
+        scales = header.tensors.get(f"{name}_down_scales")
+        kind = FORMAT_KINDS[header.format]
+        planes = None if scales is None else _rows(payload, scales)
+        blocks = unpack_neurons(raw, planes, kind, tensor.shape[1])
+        for projection, block in zip(("gate", "up", "down"), blocks, strict=True):
+            yield f"{prefix}mlp.{projection}_proj.weight", block.decode()
+        return
+    values = _values(raw, tensor)
+    if not prefix:
+        yield _TOP[name], values
+    elif part in ("qkv", "qkv_bias"):
+        yield from _split_qkv(header, prefix, values, "weight" if part == "qkv" else "bias")
+    elif part == "o":
+        yield f"{prefix}self_attn.o_proj.weight", values
+    else:
+        yield prefix + VECTORS[part][0], values
+
+
+def _rows(payload: Bytes, tensor: ImageTensor) -> Bytes:
+    return payload[tensor.offset : tensor.offset + tensor.num_bytes].reshape(-1, tensor.row_bytes)
+
+
+def _values(raw: Bytes, tensor: ImageTensor) -> Floats:
+    if tensor.kind == "f32":
+        return raw.reshape(-1).view("<f4").astype(np.float32)
+    return unpack_rows(raw, _ROW_KINDS[tensor.kind], tensor.shape[1]).decode()
+
+
+def _split_qkv(header: ImageHeader, prefix: str, values: Floats, kind: str) -> Iterator[tuple[str, Floats]]:
+    spec = header.spec
+    bounds = [spec.q_size, spec.q_size + spec.kv_size]
+    for name, part in zip("qkv", np.split(values, bounds), strict=True):
+        yield f"{prefix}self_attn.{name}_proj.{kind}", part
