@@ -1,5 +1,4 @@
-// The kernel tables of this build. The build defines GLASS_HAVE_AVX512 / GLASS_HAVE_AVX2 / GLASS_HAVE_NEON for
-// find_kernels.cpp when it compiles the file that holds the table.
+// The kernel tables: one per file kernels_<isa>.cpp. The build defines GLASS_HAVE_<ISA> where it compiles that file.
 #pragma once
 
 #include "kernels.h"
