@@ -23,29 +23,26 @@ void rms_norm(const float* x, const float* weight, int32_t size, float eps, floa
 // Turn pairs (i, i + half) of x (2 * half values) by angles with these cosines and sines.
 void rotate(float* x, const float* cosines, const float* sines, int32_t half);
 
-// gate[i] = act(gate[i] + gate_bias[index[i]]) * (up[i] + up_bias[index[i]]); biases may be null.
-void gated_activation(Activation activation, float* gate, const float* up, const float* gate_bias,
-                      const float* up_bias, const int32_t* index, int32_t size);
+// values[i] += bias[index[i]]
+void add_gathered(float* values, const float* bias, const int32_t* index, int32_t size);
+
+// gate[i] = act(gate[i]) * up[i]
+void gated_activation(Activation activation, float* gate, const float* up, int32_t size);
 
 // y += x
 void add(float* y, const float* x, int32_t size);
 
 // Largest value of scores and its first index; `finite` is cleared when a score is NaN or infinite.
 struct Largest {
-  float value;
-  int32_t index;
-  bool finite;
+    float value;
+    int32_t index;
+    bool finite;
 };
 Largest largest(const float* scores, int32_t size);
 
 // sum of squares in float64
 double sum_squares(const float* x, int32_t size);
 // sums of |x * scale| and of its square, added to the two accumulators element by element
-void add_normalized(const float* x, float scale, int32_t size, float* sum_abs, float* sum_of_squares);
-
-// exp for x <= about 88, accurate to about 2 ulp, branch-free so that loops over it vectorize; -inf gives 0.
-inline float fast_exp(float x);
+void add_normalized(const float* x, double scale, int32_t size, float* sum_abs, float* sum_of_squares);
 
 }  // namespace glass
-
-#include "exponential.h"

@@ -13,12 +13,10 @@
 
 namespace glass {
 
-constexpr int32_t kGroup = 32;     // values that share a scale
-constexpr int32_t kPadding = 64;   // input dimensions are padded to a multiple of this
+// Packed dimensions are padded to whole chunks.
+constexpr int32_t padded(int32_t size) { return (size + kChunk - 1) / kChunk * kChunk; }
 
-constexpr int32_t round_up(int32_t value, int32_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
-// Bytes of a row's codes, and of codes plus scales.
+// Bytes of a row's codes, and of the whole row: codes and scales, padded to a multiple of 8.
 size_t code_bytes(Format format, int32_t cols_padded);
 size_t row_bytes(Format format, int32_t cols_padded);
 

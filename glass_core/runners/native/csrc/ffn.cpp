@@ -1,0 +1,161 @@
+#include "ffn.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "rows.h"
+
+namespace glass {
+namespace {
+
+int64_t layer_bytes(const FfnWeights& ffn, const uint32_t* words, int32_t num_groups) {
+    int64_t bytes = 0;
+    for (int32_t group = 0; group < num_groups; ++group) {
+        if (words[group] == 0) continue;
+        bytes += static_cast<int64_t>(std::popcount(words[group])) * static_cast<int64_t>(ffn.record_bytes) +
+                 static_cast<int64_t>(ffn.group_scale_bytes);
+    }
+    return bytes;
+}
+
+}  // namespace
+
+FfnStep::FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels& kernels, ThreadPool& pool)
+    : shape_(shape),
+      plans_(plans),
+      kernels_(kernels),
+      pool_(pool),
+      hidden_padded_(padded(shape.hidden_size)),
+      scratch_(static_cast<size_t>(pool.num_threads())) {
+    for (Scratch& scratch : scratch_) {
+        scratch.gate.reserve(kTokenTile * kNeuronsPerChunk);
+        scratch.up.reserve(kTokenTile * kNeuronsPerChunk);
+    }
+}
+
+void FfnStep::plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected) {
+    num_tokens_ = static_cast<int32_t>(token_plans.size());
+    token_plans_ = token_plans;
+    collected_ = collected;
+    const auto tokens = static_cast<size_t>(num_tokens_), groups = static_cast<size_t>(shape_.num_groups());
+    partials_.reserve(static_cast<size_t>(pool_.num_threads()) * tokens * static_cast<size_t>(hidden_padded_));
+    const auto num_collected = static_cast<size_t>(*std::max_element(collected.begin(), collected.end()) + 1);
+    z_.reserve(num_collected * static_cast<size_t>(shape_.intermediate_size));
+    const bool same = std::all_of(token_plans.begin(), token_plans.end(), [&](const Plan* p) { return p == token_plans[0]; });
+    const bool any_dense = std::find(token_plans.begin(), token_plans.end(), &plans_.dense()) != token_plans.end();
+    shared_ = same ? token_plans[0] : (any_dense ? &plans_.dense() : nullptr);
+    // whoever keeps all of the union needs no mask
+    for (const Plan*& plan : token_plans_) plan = plan == shared_ ? nullptr : plan;
+    uint32_t* words = union_.reserve(static_cast<size_t>(shape_.num_layers) * groups);
+    for (size_t layer = 0; layer < static_cast<size_t>(shape_.num_layers); ++layer, words += groups) {
+        if (shared_ != nullptr) {
+            std::memcpy(words, (*shared_)[layer].words(), groups * sizeof(uint32_t));
+            continue;
+        }
+        std::memset(words, 0, groups * sizeof(uint32_t));
+        const Plan* previous = nullptr;
+        for (const Plan* plan : token_plans_) {
+            if (plan == previous) continue;  // tokens of one row follow each other
+            previous = plan;
+            const uint32_t* own = (*plan)[layer].words();
+            for (size_t group = 0; group < groups; ++group) words[group] |= own[group];
+        }
+    }
+}
+
+FfnWork FfnStep::work(const ModelWeights& weights) const {
+    FfnWork work;
+    const auto groups = static_cast<size_t>(shape_.num_groups());
+    const uint32_t* words = union_.data();
+    for (const LayerWeights& layer : weights.layers) {
+        for (size_t group = 0; group < groups; ++group) work.neurons += std::popcount(words[group]);
+        work.bytes += layer_bytes(layer.ffn, words, shape_.num_groups());
+        words += groups;
+    }
+    return work;
+}
+
+float* FfnStep::partial_row(int32_t thread, int32_t token) {
+    const auto row = static_cast<size_t>(thread) * static_cast<size_t>(num_tokens_) + static_cast<size_t>(token);
+    return partials_.data() + row * static_cast<size_t>(hidden_padded_);
+}
+
+const float* FfnStep::partial(int32_t thread, int32_t token) const {
+    return const_cast<FfnStep*>(this)->partial_row(thread, token);
+}
+
+const float* FfnStep::collected(int32_t i) const {
+    return z_.data() + static_cast<size_t>(i) * static_cast<size_t>(shape_.intermediate_size);
+}
+
+void FfnStep::run(const FfnWeights& ffn, int32_t layer, Activations& x) {
+    pool_.parallel([&](int thread, int) {
+        for (int32_t first = 0; first < num_tokens_; first += kTokenTile) {
+            run_tile(ffn, layer, x, first, std::min(kTokenTile, num_tokens_ - first), thread);
+        }
+    });
+}
+
+void FfnStep::run_tile(const FfnWeights& ffn, int32_t layer, Activations& x, int32_t first, int32_t count,
+                       int32_t thread) {
+    Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+    const ChunkLayout& layout = plans_.layout();
+    const auto groups = static_cast<size_t>(shape_.num_groups());
+    const uint32_t* words = union_.data() + static_cast<size_t>(layer) * groups;
+    const ActivationView inputs = x.view(first, count);
+    float* output = partial_row(thread, first);
+    std::memset(output, 0, sizeof(float) * static_cast<size_t>(count) * static_cast<size_t>(hidden_padded_));
+    for (int32_t i = 0; i < layout.chunks_per_thread(); ++i) {
+        const int32_t chunk = layout.chunk(thread, i);
+        const NeuronRange neurons = shared_ != nullptr ? (*shared_)[static_cast<size_t>(layer)].range(chunk)
+                                                       : expand(layout, words, chunk, scratch.list);
+        if (neurons.count == 0) continue;
+        float *gate = scratch.gate.data(), *up = scratch.up.data();
+        kernels_.dot_rows(ffn.gate, neurons.index, 0, neurons.count, inputs, gate, kNeuronsPerChunk);
+        kernels_.dot_rows(ffn.up, neurons.index, 0, neurons.count, inputs, up, kNeuronsPerChunk);
+        activate(ffn, neurons, layer, first, count, scratch);
+        for (int32_t t = 0; t < count; ++t) {
+            if (collected_[static_cast<size_t>(first + t)] >= 0) collect(chunk, first + t, gate + t * kNeuronsPerChunk);
+        }
+        kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, gate, kNeuronsPerChunk, count, output,
+                                 static_cast<size_t>(hidden_padded_));
+    }
+}
+
+// z of every token, in place of its gate; 0 where the token's own plan lacks the neuron.
+void FfnStep::activate(const FfnWeights& ffn, const NeuronRange& neurons, int32_t layer, int32_t first, int32_t count,
+                       Scratch& scratch) {
+    for (int32_t t = 0; t < count; ++t) {
+        float* gate = scratch.gate.data() + t * kNeuronsPerChunk;
+        float* up = scratch.up.data() + t * kNeuronsPerChunk;
+        if (ffn.gate_bias != nullptr) {
+            add_gathered(gate, ffn.gate_bias, neurons.index, neurons.count);
+            add_gathered(up, ffn.up_bias, neurons.index, neurons.count);
+        }
+        gated_activation(shape_.activation, gate, up, neurons.count);
+        const Plan* own = token_plans_[static_cast<size_t>(first + t)];
+        if (own != nullptr) mask(neurons, (*own)[static_cast<size_t>(layer)].words(), gate);
+    }
+}
+
+void FfnStep::mask(const NeuronRange& neurons, const uint32_t* words, float* z) const {
+    for (int32_t i = 0; i < neurons.count; ++i) {
+        const int32_t neuron = neurons.index[i];
+        const bool kept = (words[neuron / kGroup] >> (neuron % kGroup)) & 1;
+        z[i] = kept ? z[i] : 0.0f;
+    }
+}
+
+// A collected token is dense, so the chunk holds all neurons of its groups.
+void FfnStep::collect(int32_t chunk, int32_t token, const float* z) {
+    float* to = z_.data() + static_cast<size_t>(collected_[static_cast<size_t>(token)]) *
+                                static_cast<size_t>(shape_.intermediate_size);
+    plans_.layout().for_groups(chunk, [&](int32_t group) {
+        const int32_t neuron = group * kGroup, count = std::min(kGroup, shape_.intermediate_size - neuron);
+        std::memcpy(to + neuron, z, sizeof(float) * static_cast<size_t>(count));
+        z += count;
+    });
+}
+
+}  // namespace glass

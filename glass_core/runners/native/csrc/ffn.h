@@ -1,0 +1,72 @@
+// The gated FFN of one step: z = act(gate x) * (up x), output z down, over the neurons that the step's rows keep.
+//
+// Rows with different plans share one walk over the union of their plans: every neuron is read once, z of a row that
+// does not keep it is set to 0, and a 0 contributes exactly nothing. A row's result is therefore the one it gets alone.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "activations.h"
+#include "buffer.h"
+#include "plans.h"
+#include "thread_pool.h"
+
+namespace glass {
+
+// Tokens that are multiplied together; their inputs and partial outputs stay in the second-level cache.
+inline constexpr int32_t kTokenTile = 64;
+
+// What the FFNs of a step executed, summed over layers.
+struct FfnWork {
+    int64_t neurons = 0;  // of the union: each was computed for every token of the step
+    int64_t bytes = 0;    // of neuron records and down scales
+};
+
+class FfnStep {
+public:
+    FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels& kernels, ThreadPool& pool);
+
+    // Lay out a step: one plan per token, and for tokens whose z is collected their place among the collected ones
+    // (-1 = not collected; collected tokens are dense).
+    void plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected);
+
+    FfnWork work(const ModelWeights& weights) const;
+
+    // partial(thread, token)[0, hidden) of all threads, in order, then sum to the layer's output without its bias.
+    void run(const FfnWeights& ffn, int32_t layer, Activations& x);
+    int32_t num_partials() const { return pool_.num_threads(); }
+    const float* partial(int32_t thread, int32_t token) const;
+
+    // z of the last layer run, (intermediate_size,), of the i-th collected token
+    const float* collected(int32_t i) const;
+
+private:
+    struct Scratch {
+        Buffer<float> gate, up;
+        int32_t list[kNeuronsPerChunk];
+    };
+
+    void run_tile(const FfnWeights& ffn, int32_t layer, Activations& x, int32_t first, int32_t count, int32_t thread);
+    void activate(const FfnWeights& ffn, const NeuronRange& neurons, int32_t layer, int32_t first, int32_t count,
+                  Scratch& scratch);
+    void mask(const NeuronRange& neurons, const uint32_t* words, float* z) const;
+    void collect(int32_t chunk, int32_t token, const float* z);
+    float* partial_row(int32_t thread, int32_t token);
+
+    const ModelShape& shape_;
+    const PlanStore& plans_;
+    const Kernels& kernels_;
+    ThreadPool& pool_;
+    int32_t hidden_padded_;
+    int32_t num_tokens_ = 0;
+    const Plan* shared_ = nullptr;           // the one plan of all tokens, null when they differ
+    std::vector<const Plan*> token_plans_;   // null = keeps all neurons of the union
+    std::vector<int32_t> collected_;
+    Buffer<uint32_t> union_;                 // (num_layers, num_groups) words
+    Buffer<float> partials_;                 // (threads, tokens, hidden_padded)
+    Buffer<float> z_;                        // (collected tokens, intermediate_size)
+    std::vector<Scratch> scratch_;           // one per thread
+};
+
+}  // namespace glass

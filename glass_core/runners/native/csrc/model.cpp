@@ -1,0 +1,141 @@
+#include "model.h"
+
+#include <cmath>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "rows.h"
+
+namespace glass {
+namespace {
+
+void check_size(const char* name, int64_t value) {
+    if (value < 1 || value > (int64_t{1} << 28)) {
+        throw std::invalid_argument(std::string(name) + " must lie in [1, 2^28], got " + std::to_string(value));
+    }
+}
+
+[[noreturn]] void refuse(const Tensor& tensor, const std::string& problem) {
+    throw std::runtime_error("weight image: tensor '" + tensor.entry.name + "' " + problem);
+}
+
+const uint16_t* down_scales(const Tensor& tensor, const ModelShape& shape, size_t group_bytes) {
+    const TensorEntry& entry = tensor.entry;
+    if (entry.kind != "down_scales") refuse(tensor, "is of kind " + entry.kind + ", expected down_scales");
+    if (entry.num_bytes < static_cast<size_t>(shape.num_groups()) * group_bytes) refuse(tensor, "has too few bytes");
+    return reinterpret_cast<const uint16_t*>(tensor.data);
+}
+
+size_t scale_bytes(Format format, int32_t hidden_padded) {
+    const size_t plane = sizeof(uint16_t) * static_cast<size_t>(hidden_padded);
+    return format == Format::q4 ? 2 * plane : (format == Format::q8 ? plane : 0);
+}
+
+// Gate, up and down parts of the neuron records of one layer.
+void view_records(const Tensor& tensor, const ModelShape& shape, FfnWeights& ffn) {
+    const TensorEntry& entry = tensor.entry;
+    const int32_t hidden_padded = padded(shape.hidden_size);
+    const size_t row = row_bytes(shape.ffn_format, hidden_padded);
+    const auto stride = static_cast<size_t>(entry.row_bytes);
+    if (entry.kind != "neurons") refuse(tensor, "is of kind " + entry.kind + ", expected neurons");
+    if (entry.rows != shape.intermediate_size || entry.cols != shape.hidden_size || entry.padded_cols != hidden_padded) {
+        refuse(tensor, "has a shape other than [intermediate_size, hidden_size]");
+    }
+    if (stride < 2 * row + code_bytes(shape.ffn_format, hidden_padded) || stride % 64 != 0) {
+        refuse(tensor, "has records of " + std::to_string(stride) + " bytes, too few or no multiple of 64");
+    }
+    ffn.gate = RowsView{tensor.data, stride, hidden_padded, shape.ffn_format};
+    ffn.up = RowsView{tensor.data + row, stride, hidden_padded, shape.ffn_format};
+    ffn.down = DownView{tensor.data + 2 * row, stride, nullptr, hidden_padded, shape.ffn_format};
+    ffn.record_bytes = stride;
+    ffn.group_scale_bytes = scale_bytes(shape.ffn_format, hidden_padded);
+}
+
+// Looks tensors up by "layers.{i}.name".
+class LayerReader {
+public:
+    LayerReader(const Image& image, const ModelShape& shape, int32_t layer)
+        : image_(image), shape_(shape), prefix_("layers." + std::to_string(layer) + ".") {}
+
+    LayerWeights read() const {
+        LayerWeights layer{};
+        layer.input_norm = floats("input_norm", shape_.hidden_size);
+        layer.qkv = rows("qkv", shape_.qkv_size(), shape_.hidden_size);
+        layer.qkv_bias = optional_floats(shape_.qkv_bias, "qkv_bias", shape_.qkv_size());
+        layer.q_norm = optional_floats(shape_.qk_norm, "q_norm", shape_.head_dim);
+        layer.k_norm = optional_floats(shape_.qk_norm, "k_norm", shape_.head_dim);
+        layer.o = rows("o", shape_.hidden_size, shape_.q_size());
+        layer.o_bias = optional_floats(shape_.o_bias, "o_bias", shape_.hidden_size);
+        layer.post_norm = floats("post_norm", shape_.hidden_size);
+        layer.ffn = ffn();
+        return layer;
+    }
+
+private:
+    FfnWeights ffn() const {
+        FfnWeights ffn{};
+        view_records(image_.get(prefix_ + "ffn"), shape_, ffn);
+        if (ffn.group_scale_bytes > 0) {
+            ffn.down.scales = down_scales(image_.get(prefix_ + "ffn_down_scales"), shape_, ffn.group_scale_bytes);
+        }
+        ffn.gate_bias = optional_floats(shape_.mlp_bias, "gate_bias", shape_.intermediate_size);
+        ffn.up_bias = optional_floats(shape_.mlp_bias, "up_bias", shape_.intermediate_size);
+        ffn.down_bias = optional_floats(shape_.mlp_bias, "down_bias", shape_.hidden_size);
+        return ffn;
+    }
+
+    RowsView rows(const char* name, int32_t num_rows, int32_t cols) const {
+        return rows_view(image_.get(prefix_ + name), num_rows, cols);
+    }
+    const float* floats(const char* name, int32_t count) const {
+        return float_values(image_.get(prefix_ + name), count);
+    }
+    const float* optional_floats(bool wanted, const char* name, int32_t count) const {
+        return wanted ? floats(name, count) : nullptr;
+    }
+
+    const Image& image_;
+    const ModelShape& shape_;
+    const std::string prefix_;
+};
+
+float norm_of(const RowsView& rows, int32_t index, int32_t cols, std::vector<float>& scratch) {
+    decode_row(rows, static_cast<size_t>(index), cols, scratch.data());
+    return static_cast<float>(std::sqrt(sum_squares(scratch.data(), cols)));
+}
+
+}  // namespace
+
+void ModelShape::check() const {
+    const std::pair<const char*, int64_t> sizes[] = {
+        {"vocab_size", vocab_size},   {"hidden_size", hidden_size},   {"intermediate_size", intermediate_size},
+        {"num_layers", num_layers},   {"num_heads", num_heads},       {"num_kv_heads", num_kv_heads},
+        {"head_dim", head_dim},
+        {"qkv size", (static_cast<int64_t>(num_heads) + 2 * static_cast<int64_t>(num_kv_heads)) * head_dim}};
+    for (const auto& [name, value] : sizes) check_size(name, value);
+    if (num_heads % num_kv_heads != 0) throw std::invalid_argument("num_heads must be a multiple of num_kv_heads");
+    if (head_dim % 2 != 0) throw std::invalid_argument("head_dim must be even");
+    if (static_cast<int32_t>(windows.size()) != num_layers) throw std::invalid_argument("expected one window per layer");
+}
+
+ModelWeights view_weights(const Image& image, const ModelShape& shape) {
+    ModelWeights weights{};
+    weights.embed = rows_view(image.get("embed_tokens"), shape.vocab_size, shape.hidden_size);
+    weights.head = shape.tied ? weights.embed : rows_view(image.get("lm_head"), shape.vocab_size, shape.hidden_size);
+    weights.norm = float_values(image.get("norm"), shape.hidden_size);
+    for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
+        weights.layers.push_back(LayerReader(image, shape, layer).read());
+    }
+    return weights;
+}
+
+void neuron_magnitudes(const FfnWeights& ffn, const ModelShape& shape, float* out) {
+    std::vector<float> scratch(static_cast<size_t>(shape.hidden_size));
+    for (int32_t neuron = 0; neuron < shape.intermediate_size; ++neuron) {
+        out[neuron] = norm_of(ffn.gate, neuron, shape.hidden_size, scratch) *
+                      norm_of(ffn.up, neuron, shape.hidden_size, scratch);
+    }
+}
+
+}  // namespace glass

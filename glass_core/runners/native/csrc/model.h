@@ -1,0 +1,78 @@
+// A model's sizes and its weights as views on the image.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "elementwise.h"
+#include "image.h"
+#include "kernels/kernels.h"
+
+namespace glass {
+
+// The fields of Python's ModelSpec that the step reads. windows[l] is layer l's attention span, 0 = full.
+struct ModelShape {
+    int32_t vocab_size = 0;
+    int32_t hidden_size = 0;
+    int32_t intermediate_size = 0;
+    int32_t num_layers = 0;
+    int32_t num_heads = 0;
+    int32_t num_kv_heads = 0;
+    int32_t head_dim = 0;
+    float norm_eps = 0.0f;
+    Activation activation = Activation::silu;
+    Format ffn_format = Format::bf16;
+    bool tied = false;
+    bool qkv_bias = false;
+    bool o_bias = false;
+    bool mlp_bias = false;
+    bool qk_norm = false;
+    std::vector<int32_t> windows;
+
+    int32_t q_size() const { return num_heads * head_dim; }
+    int32_t kv_size() const { return num_kv_heads * head_dim; }
+    int32_t qkv_size() const { return q_size() + 2 * kv_size(); }
+    int32_t num_groups() const { return (intermediate_size + kGroup - 1) / kGroup; }
+
+    // Throws std::invalid_argument naming the size that cannot be.
+    void check() const;
+};
+
+// Biases and norms a model lacks are null.
+struct FfnWeights {
+    RowsView gate;
+    RowsView up;
+    DownView down;
+    const float* gate_bias;
+    const float* up_bias;
+    const float* down_bias;
+    size_t record_bytes;       // of one neuron
+    size_t group_scale_bytes;  // of the down scales that 32 neurons share
+};
+
+struct LayerWeights {
+    const float* input_norm;
+    RowsView qkv;
+    const float* qkv_bias;
+    const float* q_norm;
+    const float* k_norm;
+    RowsView o;
+    const float* o_bias;
+    const float* post_norm;
+    FfnWeights ffn;
+};
+
+struct ModelWeights {
+    RowsView embed;
+    RowsView head;
+    const float* norm;
+    std::vector<LayerWeights> layers;
+};
+
+// Throws std::runtime_error when a tensor is missing or not what the shape asks for.
+ModelWeights view_weights(const Image& image, const ModelShape& shape);
+
+// ||gate row|| * ||up row|| of every neuron of a layer, of the weights as the image stores them.
+void neuron_magnitudes(const FfnWeights& ffn, const ModelShape& shape, float* out);
+
+}  // namespace glass

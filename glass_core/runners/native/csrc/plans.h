@@ -1,0 +1,97 @@
+// Pruned views: a plan's neurons as index lists over the one weight image, nothing copied.
+//
+// Neurons are walked in groups of 32 that share down scales. Group g belongs to thread g % threads, and a thread walks
+// its groups in chunks of kGroupsPerChunk, in an order that depends on the model and the number of threads only: a
+// row's sums are then added in the same order whatever else is in the step.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <unordered_map>
+#include <vector>
+
+#include "model.h"
+
+namespace glass {
+
+inline constexpr int32_t kGroupsPerChunk = 4;
+inline constexpr int32_t kNeuronsPerChunk = kGroupsPerChunk * kGroup;
+
+// Which groups of neurons each (thread, chunk) walks.
+class ChunkLayout {
+public:
+    ChunkLayout(int32_t intermediate_size, int32_t num_threads);
+
+    int32_t num_groups() const { return num_groups_; }
+    int32_t chunks_per_thread() const { return chunks_per_thread_; }
+    int32_t num_chunks() const { return num_threads_ * chunks_per_thread_; }
+    int32_t chunk(int32_t thread, int32_t index) const { return thread * chunks_per_thread_ + index; }
+
+    // Calls fn(group) for the groups of a chunk, ascending.
+    template <typename Fn>
+    void for_groups(int32_t chunk, Fn&& fn) const {
+        const int32_t thread = chunk / chunks_per_thread_, first = chunk % chunks_per_thread_ * kGroupsPerChunk;
+        for (int32_t i = first; i < first + kGroupsPerChunk; ++i) {
+            const int32_t group = thread + i * num_threads_;
+            if (group < num_groups_) fn(group);
+        }
+    }
+
+private:
+    int32_t num_groups_;
+    int32_t num_threads_;
+    int32_t chunks_per_thread_;
+};
+
+struct NeuronRange {
+    const int32_t* index;
+    int32_t count;
+};
+
+// The kept neurons of one layer: a list in chunk order, and the same set as one word per group.
+class LayerPlan {
+public:
+    // `neurons` ascend strictly and lie in [0, intermediate_size); throws std::invalid_argument otherwise.
+    LayerPlan(const ChunkLayout& layout, int32_t intermediate_size, const int32_t* neurons, size_t count);
+
+    NeuronRange range(int32_t chunk) const {
+        const auto c = static_cast<size_t>(chunk);
+        return {order_.data() + offsets_[c], offsets_[c + 1] - offsets_[c]};
+    }
+    const uint32_t* words() const { return words_.data(); }
+    int32_t count() const { return static_cast<int32_t>(order_.size()); }
+
+private:
+    std::vector<int32_t> order_;
+    std::vector<int32_t> offsets_;
+    std::vector<uint32_t> words_;
+};
+
+using Plan = std::vector<LayerPlan>;
+
+// The neurons of a chunk that `words` has set, written to `out` (room for kNeuronsPerChunk).
+NeuronRange expand(const ChunkLayout& layout, const uint32_t* words, int32_t chunk, int32_t* out);
+
+// Plans by key, and the dense plan.
+class PlanStore {
+public:
+    PlanStore(const ModelShape& shape, int32_t num_threads);
+
+    // `lists[l]` are layer l's neurons. Throws std::invalid_argument for a key in use or a list that cannot be.
+    void add(int32_t key, const std::vector<NeuronRange>& lists);
+    void remove(int32_t key) { plans_.erase(key); }
+
+    // Throws std::invalid_argument for an unknown key. -1 is the dense plan.
+    const Plan& get(int32_t key) const;
+    const Plan& dense() const { return dense_; }
+    const ChunkLayout& layout() const { return layout_; }
+
+private:
+    int32_t num_layers_;
+    int32_t intermediate_size_;
+    ChunkLayout layout_;
+    Plan dense_;
+    std::unordered_map<int32_t, Plan> plans_;
+};
+
+}  // namespace glass

@@ -1,0 +1,337 @@
+#include "step.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "elementwise.h"
+#include "rows.h"
+
+namespace glass {
+namespace {
+
+constexpr int32_t kRowsPerTurn = 16;         // threads get whole multiples of these many weight rows
+constexpr int64_t kSerialElements = 1 << 13;  // below this a hand-over to other threads costs more than it saves
+
+const Kernels& choose_kernels(const std::string& isa) {
+    const std::string name = isa.empty() ? available_isas().front() : isa;
+    const Kernels* kernels = find_kernels(name);
+    if (kernels == nullptr) {
+        std::string known;
+        for (const std::string& available : available_isas()) known += (known.empty() ? "" : ", ") + available;
+        throw std::invalid_argument("instruction set '" + name + "' is not available here; available: " + known);
+    }
+    return *kernels;
+}
+
+ModelShape checked(const ModelShape& shape) {
+    shape.check();
+    return shape;
+}
+
+// Thread `thread`'s part of `count`, in whole multiples of `unit`.
+std::pair<int32_t, int32_t> share(int32_t count, int32_t unit, int thread, int num_threads) {
+    const int64_t units = (count + unit - 1) / unit;
+    const auto bound = [&](int64_t i) { return static_cast<int32_t>(std::min<int64_t>(units * i / num_threads * unit, count)); };
+    return {bound(thread), bound(thread + 1)};
+}
+
+// to[offset …] = from[offset …], or 0 without a source
+void start_from(const float* from, size_t offset, size_t count, float* to) {
+    if (from == nullptr) {
+        std::memset(to + offset, 0, sizeof(float) * count);
+    } else {
+        std::memcpy(to + offset, from + offset, sizeof(float) * count);
+    }
+}
+
+[[noreturn]] void refuse_row(size_t row, const std::string& problem) {
+    throw std::invalid_argument("row " + std::to_string(row) + ": " + problem);
+}
+
+}  // namespace
+
+Model::Model(Image& image, const ModelShape& shape, const ModelOptions& options)
+    : shape_(checked(shape)),
+      weights_(view_weights(image, shape_)),
+      kernels_(choose_kernels(options.isa)),
+      pool_(options.num_threads),
+      cache_(shape_, options.num_blocks, options.block_size),
+      plans_(shape_, options.num_threads),
+      attention_(shape_, cache_, pool_),
+      ffn_(shape_, plans_, kernels_, pool_),
+      normed_(shape_.hidden_size),
+      mixed_(shape_.q_size()) {}
+
+void Model::magnitudes(float* out) const {
+    for (const LayerWeights& layer : weights_.layers) {
+        neuron_magnitudes(layer.ffn, shape_, out);
+        out += shape_.intermediate_size;
+    }
+}
+
+template <typename Fn>
+void Model::for_tokens(int32_t num_tokens, const Fn& fn) {
+    if (static_cast<int64_t>(num_tokens) * shape_.hidden_size < kSerialElements) {
+        for (int32_t token = 0; token < num_tokens; ++token) fn(token);
+        return;
+    }
+    pool_.parallel([&](int thread, int num_threads) {
+        const auto [first, last] = share(num_tokens, 1, thread, num_threads);
+        for (int32_t token = first; token < last; ++token) fn(token);
+    });
+}
+
+StepOutput Model::step(const std::vector<StepRow>& rows, const Frequencies& frequencies,
+                       const std::vector<StatisticsRow>& statistics) {
+    check(rows, frequencies);
+    check_statistics(rows, statistics);
+    place(rows, frequencies);
+    StepOutput output{};
+    if (num_tokens_ == 0) return output;
+    embed(rows);
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+        attend(layer);
+        feed_forward(layer);
+        if (num_collected_ > 0) gather_statistics(layer, statistics);
+    }
+    output.work = ffn_.work(weights_);
+    sample(rows, output);
+    return output;
+}
+
+void Model::check(const std::vector<StepRow>& rows, const Frequencies& frequencies) const {
+    int64_t total = 0;
+    for (size_t r = 0; r < rows.size(); ++r) {
+        const StepRow& row = rows[r];
+        if (row.num_tokens < 1 || row.start < 0) refuse_row(r, "needs at least one token and a start of at least 0");
+        const int64_t end = static_cast<int64_t>(row.start) + row.num_tokens;
+        if (static_cast<int64_t>(row.num_blocks) * cache_.block_size() < end) refuse_row(r, "its blocks do not cover it");
+        if (row.collect && row.plan != -1) refuse_row(r, "statistics are collected from dense rows only");
+        plans_.get(row.plan);
+        for (int32_t i = 0; i < row.num_tokens; ++i) {
+            if (row.tokens[i] < 0 || row.tokens[i] >= shape_.vocab_size) {
+                refuse_row(r, "token id " + std::to_string(row.tokens[i]) + " lies outside the vocabulary");
+            }
+        }
+        for (int32_t i = 0; i < row.num_blocks; ++i) {
+            if (row.blocks[i] < 0 || row.blocks[i] >= cache_.num_blocks()) {
+                refuse_row(r, "block " + std::to_string(row.blocks[i]) + " lies outside the cache");
+            }
+        }
+        total += row.num_tokens;
+    }
+    if (total > (int64_t{1} << 20)) throw std::invalid_argument("a step takes at most 2^20 tokens");
+    if (frequencies.num_rows != 1 && frequencies.num_rows != total) {
+        throw std::invalid_argument("frequencies: expected one row or one per token");
+    }
+}
+
+void Model::check_statistics(const std::vector<StepRow>& rows, const std::vector<StatisticsRow>& statistics) const {
+    size_t next = 0;
+    for (size_t r = 0; r < rows.size(); ++r) {
+        if (!rows[r].collect) continue;
+        if (next == statistics.size() || statistics[next].stages.empty()) refuse_row(r, "has no place for its statistics");
+        int32_t previous = 0;
+        for (const StatisticsStage& stage : statistics[next].stages) {
+            if (stage.length <= previous) refuse_row(r, "the lengths of its statistics do not ascend");
+            previous = stage.length;
+        }
+        if (previous != rows[r].num_tokens) refuse_row(r, "its last statistics are not those of all its tokens");
+        ++next;
+    }
+    if (next != statistics.size()) throw std::invalid_argument("more statistics than rows that collect");
+}
+
+// Where every token sits, what it is run with, and room for all of them.
+void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequencies) {
+    tokens_.clear();
+    token_plans_.clear();
+    collected_tokens_.clear();
+    attention_rows_.clear();
+    num_collected_ = 0;
+    for (const StepRow& row : rows) {
+        const auto first_token = static_cast<int32_t>(tokens_.size());
+        attention_rows_.push_back({row.start, row.num_tokens, first_token, row.blocks});
+        for (int32_t i = 0; i < row.num_tokens; ++i) {
+            const int32_t position = row.start + i;
+            tokens_.push_back({position, row.blocks[position / cache_.block_size()], position % cache_.block_size()});
+            collected_tokens_.push_back(row.collect ? num_collected_++ : -1);
+        }
+        token_plans_.insert(token_plans_.end(), static_cast<size_t>(row.num_tokens), &plans_.get(row.plan));
+    }
+    num_tokens_ = static_cast<int32_t>(tokens_.size());
+    if (num_tokens_ == 0) return;
+    reserve();
+    scales_.reserve(static_cast<size_t>(num_collected_));
+    rope_tables(frequencies);
+    attention_.plan(attention_rows_);
+    ffn_.plan(token_plans_, collected_tokens_);
+}
+
+void Model::reserve() {
+    const auto tokens = static_cast<size_t>(num_tokens_), hidden = static_cast<size_t>(shape_.hidden_size);
+    normed_.reserve(num_tokens_);
+    mixed_.reserve(num_tokens_);
+    hidden_.reserve(tokens * hidden);
+    branch_.reserve(tokens * hidden);
+    qkv_.reserve(tokens * static_cast<size_t>(shape_.qkv_size()));
+    cosines_.reserve(tokens * static_cast<size_t>(shape_.head_dim / 2));
+    sines_.reserve(tokens * static_cast<size_t>(shape_.head_dim / 2));
+}
+
+void Model::rope_tables(const Frequencies& frequencies) {
+    const int32_t half = shape_.head_dim / 2;
+    for (int32_t token = 0; token < num_tokens_; ++token) {
+        const float* row = frequencies.values + (frequencies.num_rows == 1 ? 0 : static_cast<ptrdiff_t>(token) * half);
+        const auto position = static_cast<float>(tokens_[static_cast<size_t>(token)].position);
+        float* cosines = cosines_.data() + static_cast<ptrdiff_t>(token) * half;
+        float* sines = sines_.data() + static_cast<ptrdiff_t>(token) * half;
+        for (int32_t i = 0; i < half; ++i) {
+            cosines[i] = std::cos(position * row[i]);
+            sines[i] = std::sin(position * row[i]);
+        }
+    }
+}
+
+void Model::embed(const std::vector<StepRow>& rows) {
+    float* hidden = hidden_.data();
+    for (const StepRow& row : rows) {
+        for (int32_t i = 0; i < row.num_tokens; ++i, hidden += shape_.hidden_size) {
+            decode_row(weights_.embed, static_cast<size_t>(row.tokens[i]), shape_.hidden_size, hidden);
+        }
+    }
+}
+
+void Model::normalize(const float* hidden, const float* weight, Format format, Activations& to, int32_t token) {
+    rms_norm(hidden, weight, shape_.hidden_size, shape_.norm_eps, to.values(token));
+    if (format != Format::bf16) to.quantize(kernels_, token);
+}
+
+void Model::project(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
+                    size_t out_stride) {
+    pool_.parallel([&](int thread, int num_threads) {
+        const auto [first, last] = share(num_rows, kRowsPerTurn, thread, num_threads);
+        if (first == last) return;
+        for (int32_t tile = 0; tile < num_tokens; tile += kTokenTile) {
+            const ActivationView inputs = x.view(tile, std::min(kTokenTile, num_tokens - tile));
+            kernels_.dot_rows(rows, nullptr, first, last - first, inputs,
+                              out + static_cast<size_t>(tile) * out_stride + first, out_stride);
+        }
+    });
+}
+
+void Model::attend(int32_t layer) {
+    const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+    const auto hidden_size = static_cast<size_t>(shape_.hidden_size), qkv_size = static_cast<size_t>(shape_.qkv_size());
+    const auto hidden_of = [&](int32_t token) { return hidden_.data() + static_cast<size_t>(token) * hidden_size; };
+    for_tokens(num_tokens_, [&](int32_t token) {
+        normalize(hidden_of(token), weights.input_norm, weights.qkv.format, normed_, token);
+    });
+    project(weights.qkv, shape_.qkv_size(), normed_, num_tokens_, qkv_.data(), qkv_size);
+    for_tokens(num_tokens_, [&](int32_t token) { place_keys(layer, token); });
+    attention_.run(layer, qkv_.data(), qkv_size, mixed_.values(0), mixed_.stride());
+    if (weights.o.format != Format::bf16) {
+        for_tokens(num_tokens_, [&](int32_t token) { mixed_.quantize(kernels_, token); });
+    }
+    project(weights.o, shape_.hidden_size, mixed_, num_tokens_, branch_.data(), hidden_size);
+    for_tokens(num_tokens_, [&](int32_t token) {
+        float* hidden = hidden_of(token);
+        add(hidden, branch_.data() + static_cast<size_t>(token) * hidden_size, shape_.hidden_size);
+        if (weights.o_bias != nullptr) add(hidden, weights.o_bias, shape_.hidden_size);
+        normalize(hidden, weights.post_norm, weights.ffn.gate.format, normed_, token);
+    });
+}
+
+// Bias, per-head norms and rotation of one token's q, k and v, in place; k and v go to the cache.
+void Model::place_keys(int32_t layer, int32_t token) {
+    const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+    const Token& at = tokens_[static_cast<size_t>(token)];
+    const int32_t dim = shape_.head_dim, half = dim / 2;
+    float* q = qkv_.data() + static_cast<size_t>(token) * static_cast<size_t>(shape_.qkv_size());
+    float* k = q + shape_.q_size();
+    if (weights.qkv_bias != nullptr) add(q, weights.qkv_bias, shape_.qkv_size());
+    const float* cosines = cosines_.data() + static_cast<ptrdiff_t>(token) * half;
+    const float* sines = sines_.data() + static_cast<ptrdiff_t>(token) * half;
+    for (int32_t head = 0; head < shape_.num_heads + shape_.num_kv_heads; ++head) {
+        float* values = q + head * dim;  // the heads of k follow those of q
+        const float* norm = head < shape_.num_heads ? weights.q_norm : weights.k_norm;
+        if (norm != nullptr) rms_norm(values, norm, dim, shape_.norm_eps, values);
+        rotate(values, cosines, sines, half);
+    }
+    cache_.write(layer, at.block, at.slot, k, k + shape_.kv_size());
+}
+
+void Model::feed_forward(int32_t layer) {
+    const FfnWeights& ffn = weights_.layers[static_cast<size_t>(layer)].ffn;
+    ffn_.run(ffn, layer, normed_);
+    for_tokens(num_tokens_, [&](int32_t token) {
+        float* hidden = hidden_.data() + static_cast<size_t>(token) * static_cast<size_t>(shape_.hidden_size);
+        for (int32_t thread = 0; thread < ffn_.num_partials(); ++thread) {
+            add(hidden, ffn_.partial(thread, token), shape_.hidden_size);
+        }
+        if (ffn.down_bias != nullptr) add(hidden, ffn.down_bias, shape_.hidden_size);
+    });
+}
+
+// Folds |z| / ||z|| and its square of every collected token into its row's sums, one token after the other: the order
+// of additions is that of positions, whatever the chunks and threads. An all-zero z adds nothing.
+void Model::gather_statistics(int32_t layer, const std::vector<StatisticsRow>& statistics) {
+    for_tokens(num_collected_, [&](int32_t i) {
+        const double squares = sum_squares(ffn_.collected(i), shape_.intermediate_size);
+        scales_.data()[i] = squares == 0.0 ? 0.0 : 1.0 / std::sqrt(squares);
+    });
+    pool_.parallel([&](int thread, int num_threads) {
+        const auto [first, last] = share(shape_.intermediate_size, kGroup, thread, num_threads);
+        int32_t first_token = 0;
+        for (const StatisticsRow& row : statistics) {
+            fold_tokens(layer, first_token, row, first, last);
+            first_token += row.stages.back().length;
+        }
+    });
+}
+
+// One row, neurons [first, last) of a layer.
+void Model::fold_tokens(int32_t layer, int32_t first_token, const StatisticsRow& row, int32_t first, int32_t last) {
+    const size_t offset = static_cast<size_t>(layer) * static_cast<size_t>(shape_.intermediate_size) +
+                          static_cast<size_t>(first);
+    const auto count = static_cast<size_t>(last - first);
+    const float *abs_so_far = row.prior_abs, *squares_so_far = row.prior_squares;
+    int32_t done = 0;
+    for (const StatisticsStage& stage : row.stages) {
+        start_from(abs_so_far, offset, count, stage.sum_abs);
+        start_from(squares_so_far, offset, count, stage.sum_squares);
+        for (; done < stage.length; ++done) {
+            const int32_t token = first_token + done;
+            add_normalized(ffn_.collected(token) + first, scales_.data()[token], last - first, stage.sum_abs + offset,
+                           stage.sum_squares + offset);
+        }
+        abs_so_far = stage.sum_abs;
+        squares_so_far = stage.sum_squares;
+    }
+}
+
+void Model::sample(const std::vector<StepRow>& rows, StepOutput& output) {
+    const auto vocab = static_cast<size_t>(shape_.vocab_size), hidden_size = static_cast<size_t>(shape_.hidden_size);
+    int32_t num_sampled = 0, last_token = -1;
+    for (const StepRow& row : rows) {
+        last_token += row.num_tokens;
+        if (!row.sample) continue;
+        normalize(hidden_.data() + static_cast<size_t>(last_token) * hidden_size, weights_.norm, weights_.head.format,
+                  normed_, num_sampled++);
+    }
+    if (num_sampled == 0) return;
+    float* logits = logits_.reserve(static_cast<size_t>(num_sampled) * vocab);
+    project(weights_.head, shape_.vocab_size, normed_, num_sampled, logits, vocab);
+    output.logits = logits;
+    output.sampled.resize(static_cast<size_t>(num_sampled));
+    pool_.parallel([&](int thread, int num_threads) {
+        for (int32_t i = thread; i < num_sampled; i += num_threads) {
+            const Largest best = largest(logits + static_cast<size_t>(i) * vocab, shape_.vocab_size);
+            output.sampled[static_cast<size_t>(i)] = {best.index, best.finite};
+        }
+    });
+}
+
+}  // namespace glass

@@ -1,0 +1,146 @@
+// One engine step in one call: all rows' tokens through the model, mixed prefill chunks and decode rows.
+//
+// Every token's result depends on its own sequence only, bit for bit: the kernels promise it for products, attention
+// and FFN for their order of additions.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "activations.h"
+#include "attention.h"
+#include "buffer.h"
+#include "ffn.h"
+#include "image.h"
+#include "kv_cache.h"
+#include "model.h"
+#include "plans.h"
+#include "thread_pool.h"
+
+namespace glass {
+
+// One row: tokens at positions start, start + 1, …; `blocks` is its block table.
+struct StepRow {
+    const int32_t* tokens;
+    int32_t num_tokens;
+    int32_t start;
+    const int32_t* blocks;
+    int32_t num_blocks;
+    int32_t plan;  // key, -1 = dense
+    bool collect;
+    bool sample;
+};
+
+// RoPE frequencies: one row for all tokens, or one per token.
+struct Frequencies {
+    const float* values;  // (num_rows, head_dim / 2)
+    int32_t num_rows;
+};
+
+struct SampledRow {
+    int32_t argmax;
+    bool finite;
+};
+
+// What a step yields. Pointers stay valid until the next step.
+struct StepOutput {
+    const float* logits;              // (sampled rows, vocab_size)
+    std::vector<SampledRow> sampled;  // in the order of the rows
+    FfnWork work;
+};
+
+// The sums over a row's first `length` tokens go to these arrays, (num_layers, intermediate_size) each.
+struct StatisticsStage {
+    int32_t length;
+    float* sum_abs;
+    float* sum_squares;
+};
+
+// Statistics of one collected row: continued from the prior sums (null = zero), wanted at every stage; the lengths
+// ascend and the last is the row's own.
+struct StatisticsRow {
+    const float* prior_abs;
+    const float* prior_squares;
+    std::vector<StatisticsStage> stages;
+};
+
+struct ModelOptions {
+    int32_t num_threads;
+    int32_t num_blocks;
+    int32_t block_size;
+    std::string isa;  // empty = the best one
+};
+
+class Model {
+public:
+    // Throws std::runtime_error for an image that does not hold the shape's tensors, std::invalid_argument otherwise.
+    Model(Image& image, const ModelShape& shape, const ModelOptions& options);
+
+    const ModelShape& shape() const { return shape_; }
+    const char* isa() const { return kernels_.name; }
+    int32_t num_threads() const { return pool_.num_threads(); }
+    PlanStore& plans() { return plans_; }
+
+    // (num_layers, intermediate_size)
+    void magnitudes(float* out) const;
+
+    // `statistics` has one entry per row that collects, in order. Throws std::invalid_argument, before anything is
+    // written, for a row that cannot be run.
+    StepOutput step(const std::vector<StepRow>& rows, const Frequencies& frequencies,
+                    const std::vector<StatisticsRow>& statistics);
+
+private:
+    void check(const std::vector<StepRow>& rows, const Frequencies& frequencies) const;
+    void check_statistics(const std::vector<StepRow>& rows, const std::vector<StatisticsRow>& statistics) const;
+    void place(const std::vector<StepRow>& rows, const Frequencies& frequencies);
+    void reserve();
+    void embed(const std::vector<StepRow>& rows);
+    void rope_tables(const Frequencies& frequencies);
+    void attend(int32_t layer);
+    void place_keys(int32_t layer, int32_t token);
+    void feed_forward(int32_t layer);
+    void gather_statistics(int32_t layer, const std::vector<StatisticsRow>& statistics);
+    void fold_tokens(int32_t layer, int32_t first_token, const StatisticsRow& row, int32_t first, int32_t last);
+    void sample(const std::vector<StepRow>& rows, StepOutput& output);
+    void project(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
+                 size_t out_stride);
+    void normalize(const float* hidden, const float* weight, Format format, Activations& to, int32_t token);
+
+    // fn(token) for every token of the step, on all threads where that is worth a hand-over
+    template <typename Fn>
+    void for_tokens(int32_t num_tokens, const Fn& fn);
+
+    struct Token {
+        int32_t position;
+        int32_t block;
+        int32_t slot;
+    };
+
+    ModelShape shape_;
+    ModelWeights weights_;
+    const Kernels& kernels_;
+    ThreadPool pool_;
+    KvCache cache_;
+    PlanStore plans_;
+    Attention attention_;
+    FfnStep ffn_;
+
+    int32_t num_tokens_ = 0;
+    std::vector<Token> tokens_;
+    std::vector<AttentionRow> attention_rows_;
+    std::vector<const Plan*> token_plans_;
+    std::vector<int32_t> collected_tokens_;
+    int32_t num_collected_ = 0;
+    Activations normed_;
+    Activations mixed_;
+    Buffer<float> hidden_;    // (tokens, hidden_size)
+    Buffer<float> branch_;    // (tokens, hidden_size): what attention adds
+    Buffer<float> qkv_;       // (tokens, qkv_size)
+    Buffer<float> cosines_;   // (tokens, head_dim / 2)
+    Buffer<float> sines_;
+    Buffer<double> scales_;   // (collected tokens,)
+    Buffer<float> logits_;
+};
+
+}  // namespace glass
