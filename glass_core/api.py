@@ -161,7 +161,7 @@ class SparsityReport:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The terminal part of the last event."""
+    """The terminal part of the last event. `num_cached_tokens` of the prompt came from the prefix cache."""
 
     reason: FinishReason
     num_prompt_tokens: int
@@ -210,7 +210,11 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot for `/metrics`. Counters only grow; `cost_by_method` is keyed by selection method (`dense` too)."""
+    """A snapshot for `/metrics`. Counters only grow; `cost_by_method` is keyed by selection method (`dense` too).
+
+    `kv_blocks_used` counts blocks that requests hold, not those kept for the prefix cache. `num_prompt_tokens` counts
+    prompts whole, whatever was cached. `prefix_cache_queries` and `prefix_cache_hits` count prompt tokens.
+    """
 
     num_requests_running: int = 0
     num_requests_waiting: int = 0
@@ -221,6 +225,8 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
     num_steps: int = 0
+    prefix_cache_queries: int = 0
+    prefix_cache_hits: int = 0
     cost_by_method: Mapping[str, StepCost] = field(default_factory=dict)
 
 

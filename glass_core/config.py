@@ -33,18 +33,25 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """Memory budgets in bytes: the KV cache, and packed weight views of sparse requests (runners whose views copy)."""
+    """Memory budgets in bytes: the KV cache, and packed weight views of sparse requests (runners whose views copy).
+
+    `prefix_statistics_bytes` is the prefix cache's budget for the statistics that sparse requests need of a cached
+    prefix; what is cached of keys and values lies in the KV cache.
+    """
 
     block_size: int = 16
     kv_cache_bytes: int = 1 << 30
     view_cache_bytes: int = 3 << 30
+    enable_prefix_caching: bool = True
+    prefix_statistics_bytes: int = 256 << 20
 
     def __post_init__(self) -> None:
         for name in ("block_size", "kv_cache_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.view_cache_bytes < 0:
-            raise ConfigurationError(f"view_cache_bytes must not be negative, got {self.view_cache_bytes}")
+        for name in ("view_cache_bytes", "prefix_statistics_bytes"):
+            if getattr(self, name) < 0:
+                raise ConfigurationError(f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True, slots=True)

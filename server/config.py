@@ -56,6 +56,10 @@ class Settings(BaseSettings):
     block_size: Positive = Field(16, description="tokens of one KV cache block")
     kv_cache_bytes: Positive = Field(1 << 30, description="memory for the KV cache")
     view_cache_bytes: int = Field(3 << 30, ge=0, description="memory for the packed weights of sparse requests")
+    enable_prefix_caching: bool = Field(True, description="reuse keys and values of prompts that begin alike")
+    prefix_statistics_bytes: int = Field(
+        256 << 20, ge=0, description="memory for the neuron statistics of cached prefixes, which sparse requests need"
+    )
 
     max_body_bytes: Positive = Field(8 << 20, description="largest request body; larger ones are answered with 413")
     max_n: Positive = Field(16, description="largest n of a request")
@@ -110,7 +114,11 @@ class Settings(BaseSettings):
 
     def cache_config(self) -> CacheConfig:
         return CacheConfig(
-            block_size=self.block_size, kv_cache_bytes=self.kv_cache_bytes, view_cache_bytes=self.view_cache_bytes
+            block_size=self.block_size,
+            kv_cache_bytes=self.kv_cache_bytes,
+            view_cache_bytes=self.view_cache_bytes,
+            enable_prefix_caching=self.enable_prefix_caching,
+            prefix_statistics_bytes=self.prefix_statistics_bytes,
         )
 
     def engine_config(self) -> EngineConfig:

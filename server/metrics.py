@@ -153,9 +153,8 @@ def _counters(model_name: str, stats: EngineStats) -> Iterable[Metric]:
         ("generation_tokens", "Tokens generated.", stats.num_generated_tokens),
         ("num_preemptions", "Sequences set back for lack of memory.", stats.num_preemptions),
         ("engine_steps", "Steps of the engine.", stats.num_steps),
-        # there is no prefix cache yet: nothing is looked up, nothing is found
-        ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", 0),
-        ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", 0),
+        ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", stats.prefix_cache_queries),
+        ("prefix_cache_hits", "Prompt tokens found in the prefix cache.", stats.prefix_cache_hits),
     )
     for name, help_text, value in values:
         counter = CounterMetricFamily(f"glass_{name}", help_text, labels=["model_name"])

@@ -1,16 +1,19 @@
 """FakeRunner: a deterministic, strict runner without tensors, for tests of the engine.
 
-Its KV memory records in every slot who wrote it, for which position, with which token and under which plan. Each row
-"attends" to all earlier positions, so a block shared by two sequences, a position never written, or a stale block fails
-at once. The drawn token is a hash of everything visible (tokens and plans) and of (seed, index): any difference in
-chunking, preemption or plan changes the answer.
+Its KV memory records in every slot who wrote it, for which position, with which token, under which plan, and a hash of
+everything before it, because real keys and values depend on that. Each row "attends" to all earlier positions, so a
+block written while another row reads it, a position never written, a stale block, or a generated token of another
+sequence fails at once. The drawn token is a hash of everything visible (tokens and plans) and of (seed, index): any
+difference in chunking, preemption, caching or plan changes the answer. Statistics are sums of numbers that round, so
+any other order of addition changes their bits.
 """
 
 import hashlib
 import threading
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -44,12 +47,14 @@ def fake_spec(*, vocab_size: int = 32, max_position_embeddings: int = 64) -> Mod
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """What the KV memory holds for one position."""
+    """What the KV memory holds for one position. `context` is a hash of this and all earlier tokens and their plans."""
 
     sequence_id: str
     position: int
     token_id: int
     plan: str
+    is_prompt: bool
+    context: bytes
 
 
 @dataclass(slots=True)
@@ -105,10 +110,12 @@ class FakeRunner:
     def _check_batch(self, batch: StepBatch) -> None:
         ids = [row.sequence_id for row in batch.rows]
         assert len(set(ids)) == len(ids), "two rows of one sequence"
-        blocks = [block for row in batch.rows for block in row.block_table]
-        assert len(set(blocks)) == len(blocks), "two sequences share a block"
-        assert all(0 <= block < self.num_kv_blocks for block in blocks), "no such block"
+        readers = Counter(block for row in batch.rows for block in row.block_table)
+        assert all(0 <= block < self.num_kv_blocks for block in readers), "no such block"
         for row in batch.rows:
+            assert len(set(row.block_table)) == len(row.block_table), "a block twice in one table"
+            written = row.block_table[row.start // self.block_size :]
+            assert all(readers[block] == 1 for block in written), "a block is written while another row reads it"
             end = row.start + len(row.token_ids)
             assert row.token_ids, "an empty row"
             in_prompt = row.start < (row.num_prompt_tokens or 0)
@@ -118,6 +125,18 @@ class FakeRunner:
             assert len(row.block_table) * self.block_size >= end, "the block table is too short"
             assert all(0 <= token < self.spec.vocab_size for token in row.token_ids), "no such token"
             assert not (row.plan and row.collect_statistics), "statistics of a sparse row"
+            self._check_statistics(row)
+
+    def _check_statistics(self, row: StepRow) -> None:
+        prior = row.prior_statistics
+        if not row.collect_statistics:
+            assert prior is None, "prior statistics of a row that collects none"
+            assert not row.snapshot_ends, "snapshots of a row that collects none"
+            return
+        assert (0 if prior is None else prior.num_tokens) == row.start, "not the sums of the tokens before the row"
+        ends = (row.start, *row.snapshot_ends, row.start + len(row.token_ids))
+        assert all(earlier < later for earlier, later in pairwise(ends[:-1])), "snapshots out of order"
+        assert ends[-2] <= ends[-1], "a snapshot beyond the row"
 
     def _write(self, row: StepRow) -> None:
         plan = plan_key(row.plan)
@@ -126,27 +145,36 @@ class FakeRunner:
         else:
             known = self.views.setdefault(row.sequence_id, row.plan)
             assert known is row.plan, "the plan changed while its views were alive"
-        for offset, token_id in enumerate(row.token_ids):
-            position = row.start + offset
-            self._memory[self._address(row, position)] = Slot(row.sequence_id, position, token_id, plan)
+        context = self._memory[self._address(row, row.start - 1)].context if row.start else b""
+        for position, token_id in enumerate(row.token_ids, row.start):
+            is_prompt = position < (row.num_prompt_tokens or 0)
+            context = next_context(context, token_id, plan)
+            slot = Slot(row.sequence_id, position, token_id, plan, is_prompt, context)
+            self._memory[self._address(row, position)] = slot
 
     def _address(self, row: StepRow, position: int) -> tuple[int, int]:
         return row.block_table[position // self.block_size], position % self.block_size
 
     def _run(self, row: StepRow) -> RowResult:
         visible = self._attend(row)
+        sums = list(self._running_sums(row)) if row.collect_statistics else []
         return RowResult(
             cost=fake_cost(row),
             token_id=None if row.sample is None else self._draw(visible, row.sample),
-            statistics=self._statistics(row) if row.collect_statistics else None,
+            statistics=sums[-1] if sums else None,
+            snapshots=tuple(sums[end - row.start - 1] for end in row.snapshot_ends),
         )
 
     def _attend(self, row: StepRow) -> list[Slot]:
-        visible = []
+        visible: list[Slot] = []
         for position in range(row.start + len(row.token_ids)):
             slot = self._memory.get(self._address(row, position))
             assert slot is not None, f"position {position} was never written"
-            assert (slot.sequence_id, slot.position) == (row.sequence_id, position), "another one's keys and values"
+            assert slot.position == position, "another position's keys and values"
+            is_shareable = slot.is_prompt and slot.plan == "dense"
+            assert slot.sequence_id == row.sequence_id or is_shareable, "another one's generated token"
+            before = visible[-1].context if visible else b""
+            assert slot.context == next_context(before, slot.token_id, slot.plan), "computed after another prefix"
             visible.append(slot)
         return visible
 
@@ -160,13 +188,22 @@ class FakeRunner:
             token = (token + 1) % self.spec.vocab_size
         return token
 
-    def _statistics(self, row: StepRow) -> LocalStatistics:
-        # Small integers: sums are exact, so a chunked prompt selects bit for bit what a whole one does.
-        sums = np.zeros((self.spec.num_layers, self.spec.intermediate_size), dtype=np.float32)
-        for offset, token_id in enumerate(row.token_ids):
-            for layer in range(self.spec.num_layers):
-                sums[layer, (token_id * 5 + row.start + offset + layer) % self.spec.intermediate_size] += 1.0
-        return LocalStatistics(sums, sums.copy(), len(row.token_ids))
+    def _running_sums(self, row: StepRow) -> Iterator[LocalStatistics]:
+        """The sums after each token of the row. 1/n rounds, so sums in another order have other bits."""
+        total = row.prior_statistics
+        if total is None:
+            total = LocalStatistics.zeros(self.spec.num_layers, self.spec.intermediate_size)
+        neurons = np.arange(self.spec.num_layers * self.spec.intermediate_size).reshape(total.sum_abs.shape)
+        for position, token_id in enumerate(row.token_ids, row.start):
+            values = (1 / (2 + (neurons * 7 + token_id * 5 + position) % 23)).astype(np.float32)
+            total = total + LocalStatistics(values, values * values, 1)
+            for array in (total.sum_abs, total.sum_squares):
+                array.flags.writeable = False
+            yield total
+
+
+def next_context(context: bytes, token_id: int, plan: str) -> bytes:
+    return hashlib.sha256(context + repr((token_id, plan)).encode()).digest()
 
 
 def fake_cost(row: StepRow) -> StepCost:

@@ -19,9 +19,11 @@ from glass_core.api import (
 from glass_core.config import EngineConfig
 from glass_core.engine.kv_blocks import BlockAllocator
 from glass_core.engine.limits import limits_of
+from glass_core.engine.prefix_cache import PrefixCache, block_keys
 from glass_core.engine.scheduler import Chunk, Scheduler
 from glass_core.engine.sequence import Sequence
 from glass_core.errors import EngineFailureError, InvalidRequestError
+from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, Runner, StepBatch, StepRow
 from glass_core.sparsity.selection import PlanSelector
 
@@ -48,13 +50,18 @@ class Engine:
         self._limits = limits_of(runner, config)
         allocator = BlockAllocator(num_blocks=runner.num_kv_blocks, block_size=config.cache.block_size)
         self._allocator = allocator
-        self._scheduler = Scheduler(config.scheduler, allocator, view_cache_bytes=config.cache.view_cache_bytes)
+        self._prefixes = PrefixCache(allocator, statistics_bytes=config.cache.prefix_statistics_bytes)
+        self._scheduler = Scheduler(
+            config.scheduler, allocator, self._prefixes, view_cache_bytes=config.cache.view_cache_bytes
+        )
         self._sequences: dict[str, Sequence] = {}
         self._outbox: list[TokenEvent] = []
         self._cost_by_method: dict[str, StepCost] = {}
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
         self._num_steps = 0
+        self._prefix_cache_queries = 0
+        self._prefix_cache_hits = 0
         self.info = _describe(runner, selector, config, self._limits.max_model_len, artifact)
 
     @property
@@ -84,7 +91,12 @@ class Engine:
             raise InvalidRequestError(f"request id {request.request_id!r} is in use", param="request_id")
         self.check(request)
         budgets = self._selector.budgets(request.sparsity)
-        sequence = Sequence(request, is_sparse=budgets is not None, view_bytes=self._view_bytes(budgets))
+        sequence = Sequence(
+            request,
+            is_sparse=budgets is not None,
+            view_bytes=self._view_bytes(budgets),
+            block_keys=self._block_keys(request.prompt_token_ids),
+        )
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
 
@@ -127,6 +139,8 @@ class Engine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_generated_tokens=self._num_generated_tokens,
             num_steps=self._num_steps,
+            prefix_cache_queries=self._prefix_cache_queries,
+            prefix_cache_hits=self._prefix_cache_hits,
             cost_by_method=dict(self._cost_by_method),
         )
 
@@ -137,11 +151,17 @@ class Engine:
     def _view_bytes(self, budgets: tuple[int, ...] | None) -> int:
         return 0 if budgets is None else self._runner.view_bytes(budgets)
 
+    def _block_keys(self, prompt: tuple[int, ...]) -> tuple[bytes, ...]:
+        if not self.config.cache.enable_prefix_caching:
+            return ()
+        return block_keys(prompt, self._allocator.block_size, salt=_rope_salt(self._runner.spec, len(prompt)))
+
     def _execute(self, chunks: tuple[Chunk, ...]) -> tuple[RowResult, ...]:
         now = time.monotonic()
         for chunk in chunks:
             if chunk.sequence.first_scheduled is None:
                 chunk.sequence.first_scheduled = now
+                self._count_lookup(chunk.sequence)
         rows = tuple(chunk.sequence.row(chunk.num_tokens, self._allocator.block_size) for chunk in chunks)
         self._num_steps += 1
         try:
@@ -157,6 +177,7 @@ class Engine:
         for chunk, result in zip(chunks, results, strict=True):
             sequence = chunk.sequence
             self._account(sequence.method, result.cost)
+            self._cache_prompt(sequence, chunk.num_tokens, result)
             sequence.advance(chunk.num_tokens, result)
             if sequence.prompt_done and not sequence.plan_frozen:
                 try:
@@ -170,6 +191,20 @@ class Engine:
         )
         if failed:
             self._fail([self._sequences[request_id] for request_id in failed], next(iter(failed.values())))
+
+    def _count_lookup(self, sequence: Sequence) -> None:
+        """Once per request; that a preempted one finds its own blocks again saves work, but is no hit."""
+        if self.config.cache.enable_prefix_caching:
+            self._prefix_cache_queries += sequence.num_prompt
+            self._prefix_cache_hits += sequence.num_cached or 0
+
+    def _cache_prompt(self, sequence: Sequence, num_tokens: int, result: RowResult) -> None:
+        """Make findable what the next `num_tokens` tokens complete: whole blocks of the prompt, and their sums."""
+        size, start = self._allocator.block_size, sequence.num_computed
+        for index in range(start // size, min((start + num_tokens) // size, len(sequence.block_keys))):
+            self._prefixes.insert(sequence.block_keys[index], sequence.block_table[index])
+        for snapshot in result.snapshots:
+            self._prefixes.insert_snapshot(sequence.block_keys[snapshot.num_tokens // size - 1], snapshot)
 
     def _account(self, method: str, cost: StepCost) -> None:
         self._cost_by_method[method] = self._cost_by_method.get(method, StepCost()) + cost
@@ -221,8 +256,19 @@ def _check_results(rows: tuple[StepRow, ...], results: tuple[RowResult, ...]) ->
     for row, result in zip(rows, results, strict=True):
         if (row.sample is None) != (result.token_id is None):
             raise RuntimeError("the runner drew a token that was not asked for, or did not draw one that was")
-        if row.collect_statistics and result.statistics is None:
-            raise RuntimeError("the runner returned no statistics for a row that asked for them")
+        end = row.start + len(row.token_ids)
+        if row.collect_statistics and (result.statistics is None or result.statistics.num_tokens != end):
+            raise RuntimeError("the runner returned no statistics of the prompt so far for a row that asked for them")
+        if tuple(snapshot.num_tokens for snapshot in result.snapshots) != row.snapshot_ends:
+            raise RuntimeError("the runner returned other snapshots of the statistics than those asked for")
+
+
+def _rope_salt(spec: ModelSpec, num_prompt: int) -> bytes:
+    """Dynamic RoPE rotates a prompt by its own length once it passes the trained one: only equal lengths may share."""
+    if spec.rope.kind != "dynamic":
+        return b""
+    trained = spec.rope.original_max_position or spec.max_position_embeddings
+    return str(max(num_prompt, trained)).encode()
 
 
 def _describe(

@@ -6,7 +6,10 @@ One step, in this order, within `max_step_tokens`:
   3. waiting ones are admitted, first come first served, while KV blocks and view bytes allow.
 
 `running` is in order of arrival: only its tail is ever preempted, and preempted sequences wait at the head of the
-queue. The oldest sequence therefore always advances, and with it everything finishes.
+queue. The oldest sequence therefore always advances, and with it everything finishes. Blocks shared with others do not
+change that: kept ones are as good as free, and once the oldest is alone, it shares with nobody.
+
+Admission looks the prompt up in the prefix cache; prefill then begins after what was found.
 """
 
 from collections import deque
@@ -14,6 +17,7 @@ from dataclasses import dataclass
 
 from glass_core.config import SchedulerConfig
 from glass_core.engine.kv_blocks import BlockAllocator
+from glass_core.engine.prefix_cache import CachedPrefix, PrefixCache, snapshot_depths
 from glass_core.engine.sequence import Sequence, SequenceStatus
 
 
@@ -36,9 +40,12 @@ class Schedule:
 class Scheduler:
     """Owns the queues, the KV blocks and the view-byte budget. Callers make sure that each sequence fits alone."""
 
-    def __init__(self, config: SchedulerConfig, allocator: BlockAllocator, *, view_cache_bytes: int) -> None:
+    def __init__(
+        self, config: SchedulerConfig, allocator: BlockAllocator, prefixes: PrefixCache, *, view_cache_bytes: int
+    ) -> None:
         self.config = config
         self.allocator = allocator
+        self.prefixes = prefixes
         self.view_cache_bytes = view_cache_bytes
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
@@ -66,8 +73,8 @@ class Scheduler:
         for sequence in self.running:
             if budget and sequence.status is SequenceStatus.PREFILLING:
                 budget = self._schedule_chunk(sequence, budget, chunks)
-        while budget and not preempted and self._can_admit():
-            budget = self._schedule_chunk(self._admit(), budget, chunks)
+        while budget and not preempted and (newcomer := self._admit_next()) is not None:
+            budget = self._schedule_chunk(newcomer, budget, chunks)
         return Schedule(tuple(chunks), tuple(preempted))
 
     def _schedule_decodes(self, preempted: list[Sequence]) -> list[Chunk]:
@@ -86,7 +93,7 @@ class Scheduler:
             preempted.append(victim)
             if victim is sequence:
                 return False
-        sequence.block_table += self.allocator.allocate(missing)
+        sequence.block_table += self.prefixes.allocate(missing)
         return True
 
     def _preempt(self, victim: Sequence) -> None:
@@ -102,22 +109,40 @@ class Scheduler:
         chunks.append(Chunk(sequence, num_tokens))
         return budget - num_tokens
 
-    def _can_admit(self) -> bool:
+    def _admit_next(self) -> Sequence | None:
+        """The head of the queue, if it may run now. Nobody overtakes it."""
         if not self.waiting or len(self.running) >= self.config.max_num_sequences:
-            return False
+            return None
         head = self.waiting[0]
+        keys = head.reusable_keys(self.allocator.block_size)
+        prefix = self.prefixes.find(keys, with_statistics=head.needs_statistics)
+        if not self._fits(head, prefix):
+            return None
+        self._admit(self.waiting.popleft(), prefix, snapshot_depths(prefix, len(keys)))
+        return head
+
+    def _fits(self, head: Sequence, prefix: CachedPrefix) -> bool:
+        # Blocks that others hold cost nothing; kept ones count as free, so reusing them takes them from there.
+        shared = sum(self.allocator.is_held(block) for block in prefix.blocks)
         # One spare block per admitted sequence: a newcomer that their next tokens would preempt is wasted prefill.
-        needed = self.allocator.blocks_for(head.num_tokens) + len(self.running)
+        needed = self.allocator.blocks_for(head.num_tokens) - shared + len(self.running)
         fits_views = self.view_bytes_used + head.view_bytes <= self.view_cache_bytes
         return fits_views and needed <= self.allocator.num_free
 
-    def _admit(self) -> Sequence:
-        sequence = self.waiting.popleft()
+    def _admit(self, sequence: Sequence, prefix: CachedPrefix, depths: tuple[int, ...]) -> None:
+        # Held first, so that making room for the others cannot evict them.
+        self.allocator.share(prefix.blocks)
         # All blocks of the tokens it has: prefill then never runs out, only decoding can.
-        sequence.admit(self.allocator.allocate(self.allocator.blocks_for(sequence.num_tokens)))
+        missing = self.allocator.blocks_for(sequence.num_tokens) - len(prefix.blocks)
+        block_size = self.allocator.block_size
+        sequence.admit(
+            [*prefix.blocks, *self.prefixes.allocate(missing)],
+            num_cached=len(prefix.blocks) * block_size,
+            statistics=prefix.statistics,
+            snapshot_ends=tuple(depth * block_size for depth in depths) if sequence.needs_statistics else (),
+        )
         self.running.append(sequence)
         self.view_bytes_used += sequence.view_bytes
-        return sequence
 
     def _leave(self, sequence: Sequence) -> None:
         """The opposite of `_admit`."""

@@ -5,7 +5,8 @@
        └─────────────── preempt (keeps plan and generated tokens) ◀────────────┘
 
 The tokens are the prompt, run densely, then the generated ones, run under the plan. `num_computed` counts the positions
-whose keys and values are in the cache, so recomputation after preemption is nothing but `num_computed = 0`.
+whose keys and values are in the cache, so recomputation after preemption is nothing but `num_computed = 0`, and a
+prefix found in the cache nothing but a larger `num_computed` to begin with.
 """
 
 from dataclasses import dataclass, field
@@ -39,15 +40,20 @@ class Sequence:
     """Mutable state of one request. `view_bytes` is what its plan's views will hold, known before the plan itself.
 
     `is_sparse` says that a plan will be selected at the end of the prompt; `plan_frozen` that this has happened.
+    `block_keys` name the prompt's whole blocks in the prefix cache (none = it is not cached); `num_cached` counts the
+    tokens found there at the first admission; at `snapshot_ends` the cache wants the sums of the statistics.
     """
 
     request: GenerationRequest
     is_sparse: bool = False
     view_bytes: int = 0
+    block_keys: tuple[bytes, ...] = ()
     status: SequenceStatus = SequenceStatus.WAITING
     generated: list[int] = field(default_factory=list)
     num_computed: int = 0
+    num_cached: int | None = None
     block_table: list[int] = field(default_factory=list)
+    snapshot_ends: tuple[int, ...] = ()
     statistics: LocalStatistics | None = None
     plan: SparsityPlan | None = None
     plan_frozen: bool = False
@@ -84,30 +90,53 @@ class Sequence:
     def prompt_done(self) -> bool:
         return self.num_computed >= self.num_prompt
 
-    def admit(self, blocks: list[int]) -> None:
+    @property
+    def needs_statistics(self) -> bool:
+        return self.is_sparse and not self.plan_frozen
+
+    def reusable_keys(self, block_size: int) -> tuple[bytes, ...]:
+        """Keys of the blocks it could take from the prefix cache: never its newest token, whose logits are needed."""
+        return self.block_keys[: min(self.num_prompt, self.num_tokens - 1) // block_size]
+
+    def admit(
+        self,
+        blocks: list[int],
+        *,
+        num_cached: int = 0,
+        statistics: LocalStatistics | None = None,
+        snapshot_ends: tuple[int, ...] = (),
+    ) -> None:
+        """Give it memory, of which the first `num_cached` positions are already computed, with their `statistics`."""
         self.block_table = blocks
+        self.num_computed = num_cached
+        self.statistics = statistics
+        self.snapshot_ends = snapshot_ends
+        if self.num_cached is None:
+            self.num_cached = num_cached
         self.status = SequenceStatus.PREFILLING
 
     def preempt(self) -> None:
         """Forget the cache. A frozen plan stays; sums of an unfinished prompt start over with it."""
         self.status = SequenceStatus.WAITING
         self.num_computed = 0
-        if not self.plan_frozen:
-            self.statistics = None
+        self.statistics = None
 
     def row(self, num_tokens: int, block_size: int) -> StepRow:
         """The next `num_tokens` tokens as a runner's row."""
         start, end = self.num_computed, self.num_computed + num_tokens
         in_prompt = start < self.num_prompt
+        collects = in_prompt and self.needs_statistics
         return StepRow(
             sequence_id=self.id,
             token_ids=self._tokens(start, end),
             start=start,
             block_table=tuple(self.block_table[: -(-end // block_size)]),
             plan=None if in_prompt else self.plan,
-            collect_statistics=in_prompt and self.is_sparse and not self.plan_frozen,
+            collect_statistics=collects,
             sample=self._sample_input() if end == self.num_tokens else None,
             num_prompt_tokens=self.num_prompt,
+            prior_statistics=self.statistics if collects else None,
+            snapshot_ends=tuple(position for position in self.snapshot_ends if start < position <= end),
         )
 
     def _tokens(self, start: int, end: int) -> tuple[int, ...]:
@@ -124,7 +153,7 @@ class Sequence:
         self.num_computed += num_tokens
         self.cost += result.cost
         if result.statistics is not None:
-            self.statistics = result.statistics if self.statistics is None else self.statistics + result.statistics
+            self.statistics = result.statistics
         if result.token_id is not None:
             self.generated.append(result.token_id)
         if self.prompt_done and self.num_computed == self.num_tokens - 1:
@@ -147,7 +176,14 @@ class Sequence:
             prefill_finished=self.prefill_finished,
             first_token=self.first_token,
         )
-        return Finish(reason, self.num_prompt, len(self.generated), timings, self._report())
+        return Finish(
+            reason,
+            self.num_prompt,
+            len(self.generated),
+            timings,
+            self._report(),
+            num_cached_tokens=self.num_cached or 0,
+        )
 
     def _report(self) -> SparsityReport:
         """From the plan really used, not from the request; no plan is dense."""

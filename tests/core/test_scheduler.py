@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from glass_core.api import FinishReason, StepCost
 from glass_core.config import SchedulerConfig
 from glass_core.engine.kv_blocks import BlockAllocator
+from glass_core.engine.prefix_cache import PrefixCache
 from glass_core.engine.scheduler import Schedule, Scheduler
 from glass_core.engine.sequence import Sequence, SequenceStatus
 from glass_core.runners.base import RowResult
@@ -17,7 +18,8 @@ BLOCK_SIZE = 4
 def make_scheduler(*, blocks: int = 16, sequences: int = 4, tokens: int = 8, view_cache_bytes: int = 100) -> Scheduler:
     config = SchedulerConfig(max_num_sequences=sequences, max_step_tokens=tokens)
     allocator = BlockAllocator(num_blocks=blocks, block_size=BLOCK_SIZE)
-    return Scheduler(config, allocator, view_cache_bytes=view_cache_bytes)
+    prefixes = PrefixCache(allocator, statistics_bytes=1000)
+    return Scheduler(config, allocator, prefixes, view_cache_bytes=view_cache_bytes)
 
 
 def make_sequence(name: str, num_prompt: int, *, max_tokens: int = 4, view_bytes: int = 0) -> Sequence:

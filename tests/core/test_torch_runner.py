@@ -182,7 +182,7 @@ def test_sampled_rows_follow_the_reference_sampler(harness: Harness) -> None:
 def test_statistics_of_zero_and_of_extreme_activations_stay_finite(harness: Harness) -> None:
     z = torch.zeros(4, 88)
     z[1, 3], z[2, 3], z[2, 4], z[3, 5] = 1e-30, 3e25, -4e25, 2.0
-    collector = StatisticsCollector(harness.spec, 4, torch.device("cpu"))
+    collector = StatisticsCollector(harness.spec, 4)
     collector.add(1, z)
     statistics = collector.result()
     assert statistics.num_tokens == 4
@@ -193,7 +193,7 @@ def test_statistics_of_zero_and_of_extreme_activations_stay_finite(harness: Harn
 
 def test_collected_statistics_equal_the_reference_definition(harness: Harness) -> None:
     z = torch.randn(3, 9, 88, generator=torch.Generator().manual_seed(0))
-    collector = StatisticsCollector(harness.spec, 9, torch.device("cpu"))
+    collector = StatisticsCollector(harness.spec, 9)
     for layer in range(3):
         collector.add(layer, z[layer])
     statistics, expected = collector.result(), LocalStatistics.from_activations(z.numpy())

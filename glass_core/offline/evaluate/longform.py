@@ -119,7 +119,7 @@ def dense_nll(dense: DenseAnswer) -> float:
 
 def _observe(model: TorchModel, token_ids: Tensor, cache: SequenceCache) -> tuple[Tensor, LocalStatistics]:
     """Dense predictions (n, vocab) of the next tokens, and the statistics of these."""
-    collector = StatisticsCollector(model.spec, len(token_ids), model.device)
+    collector = StatisticsCollector(model.spec, len(token_ids))
 
     def ffn(layer: int, x: Tensor) -> Tensor:
         z = model.ffn_activation(layer, x)

@@ -1,5 +1,7 @@
 """What a step must satisfy before the runner touches it: a bad row is an EngineFailureError, never a crash."""
 
+from itertools import pairwise
+
 from glass_core.errors import EngineFailureError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import StepBatch, StepRow
@@ -17,7 +19,7 @@ def check_batch(batch: StepBatch, spec: ModelSpec, pool: KVPool) -> None:
             _token_problem(row, spec)
             or _block_problem(row, pool)
             or _plan_problem(row.plan, spec)
-            or _mode_problem(row)
+            or _statistics_problem(row, spec)
         )
         if problem is not None:
             raise EngineFailureError(f"sequence {row.sequence_id!r}: {problem}")
@@ -54,7 +56,31 @@ def _plan_problem(plan: SparsityPlan | None, spec: ModelSpec) -> str | None:
     return None
 
 
-def _mode_problem(row: StepRow) -> str | None:
-    if row.plan is not None and row.collect_statistics:
+def _statistics_problem(row: StepRow, spec: ModelSpec) -> str | None:
+    if not row.collect_statistics:
+        unused = row.prior_statistics is not None or row.snapshot_ends
+        return "prior statistics or snapshots without collecting statistics" if unused else None
+    if row.plan is not None:
         return "statistics are collected from dense rows only, this one has a plan"
+    return _prior_problem(row, spec) or _snapshot_problem(row)
+
+
+def _prior_problem(row: StepRow, spec: ModelSpec) -> str | None:
+    prior = row.prior_statistics
+    if prior is None:
+        return None
+    shape = (spec.num_layers, spec.intermediate_size)
+    if prior.sum_abs.shape != shape or prior.sum_squares.shape != shape:
+        return f"the prior statistics have shape {prior.sum_abs.shape}, the model {shape}"
+    if prior.num_tokens != row.start:
+        return f"the prior statistics are those of {prior.num_tokens} tokens, the row starts at {row.start}"
     return None
+
+
+def _snapshot_problem(row: StepRow) -> str | None:
+    positions = (row.start, *row.snapshot_ends)
+    ascending = all(earlier < later for earlier, later in pairwise(positions))
+    end = row.start + len(row.token_ids)
+    if ascending and positions[-1] <= end:
+        return None
+    return f"snapshot_ends must ascend within ({row.start}, {end}], got {row.snapshot_ends}"

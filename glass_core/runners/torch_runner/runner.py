@@ -100,8 +100,12 @@ class TorchRunner:
         tokens = self._sample(placed, hidden)
         results: list[RowResult | None] = [None] * len(placed)
         for item, collector in zip(placed, collectors, strict=True):
-            statistics = None if collector is None else collector.result()
-            results[item.index] = RowResult(self._cost(item.row), tokens.get(item.index), statistics)
+            results[item.index] = RowResult(
+                self._cost(item.row),
+                tokens.get(item.index),
+                None if collector is None else collector.result(),
+                () if collector is None else collector.snapshots(),
+            )
         return StepResult(tuple(result for result in results if result is not None))
 
     def release(self, sequence_id: str) -> None:
@@ -138,7 +142,12 @@ class TorchRunner:
     def _collector(self, row: StepRow) -> StatisticsCollector | None:
         if not row.collect_statistics:
             return None
-        return StatisticsCollector(self.spec, len(row.token_ids), self._model.device)
+        return StatisticsCollector(
+            self.spec,
+            len(row.token_ids),
+            prior=row.prior_statistics,
+            snapshot_lengths=[end - row.start for end in row.snapshot_ends],
+        )
 
     def _cost(self, row: StepRow) -> StepCost:
         return row_cost(

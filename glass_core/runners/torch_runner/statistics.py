@@ -1,5 +1,9 @@
 """Collects one row's LocalStatistics from its intermediate activations while a step runs."""
 
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -8,22 +12,59 @@ from glass_core.sparsity.local_stats import LocalStatistics
 
 
 class StatisticsCollector:
-    """Sums of |z/‖z‖| and (z/‖z‖)² over one row's tokens, float32 whatever the model's dtype."""
+    """Sums of |z/‖z‖| and (z/‖z‖)² over a row's tokens, float32 whatever the model's dtype, one token after the other.
 
-    def __init__(self, spec: ModelSpec, num_tokens: int, device: torch.device) -> None:
-        self._num_tokens = num_tokens
-        # (2, num_layers, intermediate_size): absolute values, squares
-        self._sums = torch.zeros((2, spec.num_layers, spec.intermediate_size), dtype=torch.float32, device=device)
+    `prior` are the sums so far, continued and not changed; `snapshot_lengths` are numbers of the row's own tokens,
+    ascending, after which the sums are wanted as well (`runners/base.py` says why the order matters).
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        num_tokens: int,
+        *,
+        prior: LocalStatistics | None = None,
+        snapshot_lengths: Sequence[int] = (),
+    ) -> None:
+        self._prior = LocalStatistics.zeros(spec.num_layers, spec.intermediate_size) if prior is None else prior
+        self._lengths = [*snapshot_lengths, num_tokens]
+        # each (num_layers, intermediate_size): absolute values, squares
+        shape = self._prior.sum_abs.shape
+        self._sums = [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for _ in self._lengths]
 
     def add(self, layer: int, z: Tensor) -> None:
         """Take layer `layer`'s z (num_tokens, intermediate_size) of the row; an all-zero z contributes zero."""
-        normalized = normalize_tokens(z)
-        self._sums[0, layer] = normalized.abs().sum(dim=0)
-        self._sums[1, layer] = normalized.square().sum(dim=0)
+        magnitudes = normalize_tokens(z).abs()
+        # numpy, because torch is free to sum in any order
+        self._fold(layer, 0, self._prior.sum_abs[layer], magnitudes.cpu().numpy())
+        self._fold(layer, 1, self._prior.sum_squares[layer], magnitudes.square().cpu().numpy())
 
     def result(self) -> LocalStatistics:
-        sum_abs, sum_squares = self._sums.cpu().numpy()
-        return LocalStatistics(sum_abs, sum_squares, self._num_tokens)
+        """The sums over the prior tokens and all of the row's."""
+        return self._at(-1)
+
+    def snapshots(self) -> tuple[LocalStatistics, ...]:
+        """The sums at each of `snapshot_lengths`."""
+        return tuple(self._at(index) for index in range(len(self._lengths) - 1))
+
+    def _fold(self, layer: int, which: int, sums: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
+        start = 0
+        for end, stages in zip(self._lengths, self._sums, strict=True):
+            sums = add_in_order(sums, values[start:end])
+            stages[which][layer] = sums
+            start = end
+
+    def _at(self, index: int) -> LocalStatistics:
+        sum_abs, sum_squares = self._sums[index]
+        return LocalStatistics(sum_abs, sum_squares, self._prior.num_tokens + self._lengths[index])
+
+
+def add_in_order(sums: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """sums (m,) + values[0] (m,) + values[1] + …, in exactly this order; a new array."""
+    total = sums.copy()
+    for row in values:
+        total += row
+    return total
 
 
 def normalize_tokens(z: Tensor) -> Tensor:
