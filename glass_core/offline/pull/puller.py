@@ -29,6 +29,7 @@ from glass_core.offline.pull.place import (
     working_folder,
 )
 from glass_core.offline.pull.prepare import prepare_gguf, prepare_hf_folder
+from glass_core.offline.quantization import add_pulled_image
 
 _COPY_BYTES = 1 << 20
 _RETRY_PAUSE_SECONDS = 1.0
@@ -89,6 +90,7 @@ def _prepare_named(model: NamedModel, work: Path, name: str, origin: str) -> Non
 def _prepare_path(source: Path, work: Path, name: str, origin: str) -> None:
     if source.is_dir():
         prepare_hf_folder(source, work / "model", name=name, origin=origin)
+        add_pulled_image(work / "model", gguf=None)
     elif source.suffix == ".gguf":
         _convert_gguf(source, work, name, origin, license_=None)
     else:
@@ -164,3 +166,4 @@ def _convert_gguf(source: Path, work: Path, name: str, origin: str, *, license_:
             license_=license_,
             report=lambda done, total: progress.update(task, completed=done, total=total),
         )
+    add_pulled_image(work / "model", gguf=source)

@@ -24,8 +24,12 @@ Report = Callable[[int, int], None]  # tensors written, tensors in all
 _QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 
 
+def ignore_progress(done: int, total: int) -> None:
+    """The report of a caller that shows none."""
+
+
 def write_image(
-    path: Path, source: WeightSource, *, image_format: str, fingerprint: str, report: Report = lambda done, total: None
+    path: Path, source: WeightSource, *, image_format: str, fingerprint: str, report: Report = ignore_progress
 ) -> None:
     """Write the source's image; it appears under `path` when it is complete.
 

@@ -124,7 +124,7 @@ def unpack_rows(packed: Bytes, kind: Kind, cols: int) -> Blocks:
 def pack_neurons(gate: Blocks, up: Blocks, down: Blocks) -> Bytes:
     """Neuron records, (neurons, record bytes). gate, up: (neurons, hidden); down: (hidden, neurons) as in HF."""
     parts = [pack_rows(gate), pack_rows(up), _pack_codes(down.codes.T, down.kind)]
-    return _beside(parts, padded(sum(part.shape[1] for part in parts), RECORD_ALIGNMENT))
+    return _beside(parts, padded(sum(part.shape[1] * part.itemsize for part in parts), RECORD_ALIGNMENT))
 
 
 def unpack_neurons(packed: Bytes, scales: Bytes | None, kind: Kind, hidden: int) -> tuple[Blocks, Blocks, Blocks]:
