@@ -1,10 +1,12 @@
 """Token ids to text while they arrive: never half a character, never a part of a stop string.
 
-Two stages. `IncrementalDecoder` decodes a short sliding window of tokens and gives out what no later token can change;
-`StopFilter` looks for stop strings in that text and holds back a tail that may still become one.
+Two stages. A decoder gives out the text that no later token can change: `IncrementalDecoder`, which decodes a short
+sliding window of tokens with any tokenizer, or `byte_level.ByteLevelDecoder`. `StopFilter` looks for stop strings in
+that text and holds back a tail that may still become one.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 REPLACEMENT = "\ufffd"
 # A UTF-8 character has at most four bytes, so at most three bytes, each a token at worst and each shown as one
@@ -14,6 +16,18 @@ CONTEXT_TOKENS = 4
 WINDOW_TOKENS = 16
 
 Decode = Callable[[Sequence[int]], str]
+
+
+class Decoder(Protocol):
+    """The first stage."""
+
+    def push(self, token_id: int) -> str:
+        """The text that became certain with this token, possibly empty."""
+        ...
+
+    def flush(self) -> str:
+        """What was held back, once no more can come."""
+        ...
 
 
 class IncrementalDecoder:
@@ -67,6 +81,8 @@ class StopFilter:
         """The part of all text so far that can neither be, nor turn out to be, in a stop string."""
         if self.stopped:
             return ""
+        if not self._stop:
+            return text
         self._pending += text
         cut = self._first_stop()
         if cut is not None:
@@ -94,7 +110,7 @@ class StopFilter:
 class Detokenizer:
     """Incremental detokenizer of one answer. Special tokens are left out of the text."""
 
-    def __init__(self, decoder: IncrementalDecoder, stop: Sequence[str], skipped_token_ids: frozenset[int]) -> None:
+    def __init__(self, decoder: Decoder, stop: Sequence[str], skipped_token_ids: frozenset[int]) -> None:
         self._decoder = decoder
         self._filter = StopFilter(stop)
         self._skipped = skipped_token_ids

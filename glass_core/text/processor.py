@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel
 
 from glass_core.errors import InvalidRequestError
+from glass_core.text.byte_level import ByteLevelDecoder, TokenTable
 from glass_core.text.chat_template import SPECIAL_TOKEN_NAMES, ChatTemplate, Message, read_template_source
-from glass_core.text.detokenizer import Detokenizer, IncrementalDecoder
+from glass_core.text.detokenizer import Decoder, Detokenizer, IncrementalDecoder
 from glass_core.text.tokenizer import (
     read_json_object,
     read_stop_token_ids,
@@ -19,7 +21,7 @@ from glass_core.text.tokenizer import (
 
 
 class TextProcessor:
-    """Encodes prompts, renders conversations, makes detokenizers. Immutable and safe to share between threads."""
+    """Encodes prompts, renders conversations, makes detokenizers. Safe to share between threads."""
 
     def __init__(
         self, tokenizer: Tokenizer, template: ChatTemplate | None = None, stop_token_ids: Sequence[int] = ()
@@ -27,6 +29,8 @@ class TextProcessor:
         self._tokenizer = tokenizer
         self._template = template
         self._skipped = special_token_ids(tokenizer)
+        is_byte_level = isinstance(tokenizer.decoder, ByteLevel)
+        self._table = TokenTable(tokenizer.id_to_token) if is_byte_level else None
         self.stop_token_ids = tuple(stop_token_ids)
 
     @property
@@ -57,7 +61,12 @@ class TextProcessor:
     def detokenizer(self, stop: Sequence[str] = (), *, context: Sequence[int] = ()) -> Detokenizer:
         """A detokenizer for one answer that follows the prompt tokens `context` (only the last few matter)."""
         visible = [token_id for token_id in context[-16:] if token_id not in self._skipped]
-        return Detokenizer(IncrementalDecoder(self.decode, visible), stop, self._skipped)
+        return Detokenizer(self._decoder(visible), stop, self._skipped)
+
+    def _decoder(self, context: Sequence[int]) -> Decoder:
+        if self._table is None:
+            return IncrementalDecoder(self.decode, context)
+        return ByteLevelDecoder(self._table, context)
 
 
 def load_text_processor(model_dir: Path) -> TextProcessor:
