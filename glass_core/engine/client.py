@@ -74,7 +74,7 @@ class ThreadedEngineClient:
         # The loop is bound before the post: should the thread die in between, either the post or its delivery tells us.
         self._thread.post(Add(request))
         self._num_posted += 1
-        inbox: Inbox = asyncio.Queue()
+        inbox = Inbox()
         self._inboxes[request.request_id] = inbox
         return TokenStream(inbox, lambda: self._abandon(request.request_id))
 
@@ -183,7 +183,7 @@ class ThreadedEngineClient:
         inbox = self._inboxes.get(request_id)
         if inbox is None:
             return  # abandoned in the meantime
-        inbox.put_nowait(item)
+        inbox.put(item)
         if ended:
             self._finish_times.append(time.monotonic())
             self._forget(request_id)
