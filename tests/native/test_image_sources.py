@@ -21,7 +21,7 @@ from glass_core.runners.native.packing import Floats
 from glass_core.runners.native.sources import CheckpointSource, GgufSource
 from tests.tiny_gguf import write_tiny_gguf
 
-TYPES = gguf.GGMLQuantizationType
+TYPES: Any = gguf.GGMLQuantizationType
 SIZES: dict[str, Any] = {
     "hidden_size": 96,
     "intermediate_size": 160,
