@@ -1,0 +1,230 @@
+"""NativeRunner: the Runner protocol on the extension module. It turns rows into arrays, calls once, samples."""
+
+import os
+from collections.abc import Sequence
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from glass_core.api import StepCost
+from glass_core.config import CacheConfig, EngineConfig
+from glass_core.errors import CheckpointError, ConfigurationError, EngineFailureError
+from glass_core.models.decoder import canonical_shape
+from glass_core.models.registry import tensor_names
+from glass_core.models.spec import ModelSpec
+from glass_core.runners.base import RowResult, StepBatch, StepResult, StepRow
+from glass_core.runners.checks import block_problem, check_rows, statistics_problem, token_problem
+from glass_core.runners.native.checkpoint_image import open_or_make_image
+from glass_core.runners.native.costs import row_costs
+from glass_core.runners.native.extension import load_extension
+from glass_core.runners.native.image import ImageHeader
+from glass_core.runners.native.plan_keys import PlanKeys
+from glass_core.runners.native.rope import RopeFrequencies
+from glass_core.runners.native.statistics import RowStatistics
+from glass_core.runners.native.types import Floats, Indices, NativeModel, TensorRow
+from glass_core.runners.sampling import is_plain_greedy, sample_token
+
+KV_BYTES = 2  # bfloat16
+ISA_VARIABLE = "GLASS_CPU_ISA"
+
+
+def load(config: EngineConfig) -> "NativeRunner":
+    """Map the configured model's image, made first where there is none.
+
+    Raises ConfigurationError when the extension is not built or a setting cannot be, and ModelError when the model
+    cannot be used.
+    """
+    load_extension()  # before an image is made for nothing
+    if config.device != "cpu":
+        raise ConfigurationError(f"device must be cpu for native, got {config.device!r}")
+    header = open_or_make_image(config.model_path, config.dtype)
+    return NativeRunner(header, config.cache, num_threads=config.num_threads)
+
+
+class NativeRunner:
+    """Owns the mapped weights, the KV cache and the plans of running sequences. Not thread-safe: one step at a time."""
+
+    def __init__(
+        self, header: ImageHeader, cache: CacheConfig, *, num_threads: int | None = None, isa: str | None = None
+    ) -> None:
+        """`num_threads` None = the processors this process may use; `isa` None = $GLASS_CPU_ISA, else the best one.
+
+        Raises ConfigurationError for a cache too small for one block or an unknown instruction set, CheckpointError
+        for an image that does not hold the model's tensors.
+        """
+        self._header = header
+        self._cache = cache
+        self.num_kv_blocks = _num_blocks(header.spec, cache)
+        threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
+        chosen = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
+        self._model: NativeModel | None = _open_model(header, (threads, self.num_kv_blocks, cache.block_size), chosen)
+        self._plans = PlanKeys(self._model, header.spec)
+        self._rope = RopeFrequencies(header.spec)
+        self._magnitudes: Floats | None = None
+        self._dense_bytes = _ffn_bytes(header)
+        self.isa = self._model.isa
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._header.spec
+
+    @property
+    def fingerprint(self) -> str:
+        return self._header.fingerprint
+
+    @property
+    def format(self) -> str:
+        """int4, int8 or bf16."""
+        return self._header.format
+
+    @property
+    def device(self) -> str:
+        return "cpu"
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(prod(canonical_shape(self.spec, name)) for name in tensor_names(self.spec))
+
+    def view_bytes(self, budgets: Sequence[int]) -> int:
+        """Index lists only: four bytes a kept neuron, and one bit for every neuron of the model."""
+        words = -(-self.spec.intermediate_size // 32)
+        return 4 * (sum(budgets) + words * len(budgets))
+
+    def neuron_magnitudes(self) -> npt.NDArray[np.float32]:
+        """Of the weights as the image stores them; computed on first use."""
+        if self._magnitudes is None:
+            self._magnitudes = self._open().magnitudes()
+        return self._magnitudes
+
+    def execute(self, batch: StepBatch) -> StepResult:
+        """Run one step.
+
+        Raises EngineFailureError for rows that cannot be run (before anything is written) and for logits that are not
+        finite.
+        """
+        rows = batch.rows
+        check_rows(batch, self._token_problem, self._block_problem, self._statistics_problem)
+        if not rows:
+            return StepResult(())
+        collected = {row.sequence_id: RowStatistics.for_row(row, self.spec) for row in rows if row.collect_statistics}
+        requests = [statistics.request() for statistics in collected.values()]
+        tokens, blocks, layout = self._arrays(rows)
+        try:
+            output = self._open().step(tokens, blocks, layout, self._rope.of(rows), requests)
+        except ValueError as error:
+            raise EngineFailureError(f"the native step refused its input: {error}") from error
+        best, finite, logits, num_neurons, num_bytes = output
+        drawn = _draw(rows, best, finite, logits)
+        costs = row_costs(self.spec, rows, num_neurons=num_neurons, num_bytes=num_bytes, dense_bytes=self._dense_bytes)
+        return StepResult(
+            tuple(
+                _row_result(row, cost, drawn.get(row.sequence_id), collected.get(row.sequence_id))
+                for row, cost in zip(rows, costs, strict=True)
+            )
+        )
+
+    def release(self, sequence_id: str) -> None:
+        self._plans.release(sequence_id)
+
+    def close(self) -> None:
+        """Unmap everything. No step can be run afterwards."""
+        self._plans = PlanKeys(None, self.spec)
+        self._model = None
+
+    def _open(self) -> NativeModel:
+        if self._model is None:
+            raise EngineFailureError("the native runner is closed")
+        return self._model
+
+    def _arrays(self, rows: Sequence[StepRow]) -> tuple[Indices, Indices, Indices]:
+        """Tokens, blocks and layout of the rows as the extension takes them."""
+        tokens: list[int] = []
+        blocks: list[int] = []
+        layout = []
+        for row in rows:
+            tokens += row.token_ids
+            blocks += row.block_table
+            plan = -1 if row.plan is None else self._plans.key(row.sequence_id, row.plan)
+            layout.append(
+                (
+                    row.start,
+                    len(row.token_ids),
+                    len(row.block_table),
+                    plan,
+                    int(row.collect_statistics),
+                    int(row.sample is not None),
+                )
+            )
+        return np.array(tokens, np.int32), np.array(blocks, np.int32), np.array(layout, np.int32)
+
+    def _token_problem(self, row: StepRow) -> str | None:
+        return token_problem(row, self.spec)
+
+    def _block_problem(self, row: StepRow) -> str | None:
+        return block_problem(row, num_blocks=self.num_kv_blocks, block_size=self._cache.block_size)
+
+    def _statistics_problem(self, row: StepRow) -> str | None:
+        return statistics_problem(row, self.spec)
+
+
+def _row_result(row: StepRow, cost: StepCost, token: int | None, collected: RowStatistics | None) -> RowResult:
+    if collected is None:
+        return RowResult(cost, token)
+    return RowResult(cost, token, collected.result, collected.snapshots(len(row.snapshot_ends)))
+
+
+def _draw(rows: Sequence[StepRow], best: Sequence[int], finite: bool, logits: Floats) -> dict[str, int]:
+    """Drawn tokens by sequence. Raises EngineFailureError when a logit is not finite."""
+    if not finite:
+        raise EngineFailureError("the model produced logits that are not finite; no token can be drawn")
+    drawn: dict[str, int] = {}
+    for row in rows:
+        if row.sample is not None:
+            index = len(drawn)
+            greedy = is_plain_greedy(row.sample)
+            drawn[row.sequence_id] = best[index] if greedy else sample_token(logits[index], row.sample)
+    return drawn
+
+
+def _num_blocks(spec: ModelSpec, cache: CacheConfig) -> int:
+    size = 2 * spec.num_layers * cache.block_size * spec.kv_size * KV_BYTES
+    if cache.kv_cache_bytes < size:
+        raise ConfigurationError(
+            f"kv_cache_bytes ({cache.kv_cache_bytes}) is too small: one block of {cache.block_size} tokens takes "
+            f"{size} bytes"
+        )
+    return cache.kv_cache_bytes // size
+
+
+def _ffn_bytes(header: ImageHeader) -> int:
+    """Bytes of all neuron records and down scales: what a dense step reads."""
+    suffixes = (".ffn", ".ffn_down_scales")
+    return sum(tensor.num_bytes for name, tensor in header.tensors.items() if name.endswith(suffixes))
+
+
+def _open_model(header: ImageHeader, sizes: tuple[int, int, int], isa: str) -> NativeModel:
+    try:
+        return load_extension().Model(
+            str(header.path),
+            header.payload_offset,
+            header.payload_bytes,
+            _tensor_rows(header),
+            header.spec,
+            header.format,
+            sizes,
+            isa,
+        )
+    except ValueError as error:
+        raise ConfigurationError(f"the native runner cannot be set up: {error}") from error
+    except RuntimeError as error:
+        raise CheckpointError(f"{header.path}: {error}") from error
+
+
+def _tensor_rows(header: ImageHeader) -> list[TensorRow]:
+    rows = []
+    for name, tensor in header.tensors.items():
+        num_rows = tensor.shape[0] if len(tensor.shape) == 2 else 1
+        sizes = (tensor.offset, tensor.num_bytes, num_rows, tensor.shape[-1], tensor.padded_cols, tensor.row_bytes)
+        rows.append((name, tensor.kind, *sizes))
+    return rows

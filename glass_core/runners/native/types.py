@@ -1,0 +1,70 @@
+"""What the extension module offers, for the type checker and for reading (`csrc/bind.cpp` implements it)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from glass_core.models.spec import ModelSpec
+
+Floats = npt.NDArray[np.float32]
+Indices = npt.NDArray[np.int32]
+# name, kind, offset, num_bytes, rows, cols, padded_cols, row_bytes
+TensorRow = tuple[str, str, int, int, int, int, int, int]
+# the row's first `length` tokens: their sums go to these arrays (num_layers, intermediate_size)
+Stage = tuple[int, Floats, Floats]
+# prior sums of absolute values and of squares (None = zero), stages in ascending order, the last is the whole row
+StatisticsRequest = tuple[Floats | None, Floats | None, list[Stage]]
+
+
+class NativeModel(Protocol):
+    """Weights, KV cache, plans and threads."""
+
+    @property
+    def isa(self) -> str: ...
+
+    @property
+    def num_threads(self) -> int: ...
+
+    def add_plan(self, key: int, layers: Sequence[Indices]) -> None: ...
+
+    def remove_plan(self, key: int) -> None: ...
+
+    def magnitudes(self) -> Floats: ...
+
+    def step(
+        self,
+        tokens: Indices,
+        blocks: Indices,
+        layout: Indices,
+        frequencies: Floats,
+        statistics: list[StatisticsRequest],
+    ) -> tuple[list[int], bool, Floats, int, int]:
+        """Run one step.
+
+        `tokens` and `blocks` of all rows, one after the other; `layout` (rows, 6): start, number of tokens, number of
+        blocks, plan key (-1 = dense), collect, sample; `frequencies` (1 or tokens, head_dim / 2); `statistics`: one
+        request per row that collects. Returns, of the rows that sample, the index of the largest logit, whether all
+        logits are finite, and the logits (valid until the next step); then the neurons computed per token and the
+        FFN weight bytes read, both summed over layers. Raises ValueError for rows that cannot be run.
+        """
+        ...
+
+
+class NativeModule(Protocol):
+    """The module `_native`."""
+
+    def Model(  # noqa: N802
+        self,
+        path: str,
+        payload_offset: int,
+        payload_bytes: int,
+        tensors: Iterable[TensorRow],
+        spec: ModelSpec,
+        format: str,
+        sizes: tuple[int, int, int],
+        isa: str,
+    ) -> NativeModel:
+        """`sizes`: threads, KV blocks, positions per block. Raises RuntimeError for an image that does not fit."""
+        ...
