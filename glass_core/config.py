@@ -9,6 +9,7 @@ from glass_core.errors import ConfigurationError, ModelNotFoundError
 
 DEFAULT_MODEL = "smollm2-135m"
 PREPARED_MANIFEST = "glass.json"
+AUTO = "auto"
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -56,12 +57,17 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """Everything needed to start an engine. `artifact_path` None means: the one shipped for this model, if any."""
+    """Everything needed to start an engine. `artifact_path` None means: the one shipped for this model, if any.
+
+    `runner` auto is the native runner where it can serve, else the torch runner. `dtype` is what the runner computes
+    with: int4, int8 or bf16 for native (auto: the weight image the model has), float32 or bfloat16 for torch_runner
+    (auto: float32).
+    """
 
     model_path: Path
     model_name: str
-    runner: str = "torch_runner"
-    dtype: str = "float32"
+    runner: str = AUTO
+    dtype: str = AUTO
     device: str = "cpu"
     num_threads: int | None = None
     max_model_len: int | None = None

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from glass_core.api import DENSE_METHOD, MAX_SPARSITY
-from glass_core.config import DEFAULT_MODEL, CacheConfig, EngineConfig, SchedulerConfig, resolve_model
+from glass_core.config import AUTO, DEFAULT_MODEL, CacheConfig, EngineConfig, SchedulerConfig, resolve_model
 from glass_core.errors import ConfigurationError
 
 ENV_PREFIX = "GLASS_"
@@ -29,8 +29,10 @@ class Settings(BaseSettings):
     artifact: Path | None = Field(
         None, description="global-statistics artifact; default: the one shipped for the model"
     )
-    runner: str = Field("torch_runner", description="compute runner")
-    dtype: str = Field("float32", description="float32 or bfloat16")
+    runner: str = Field(AUTO, description="compute runner: native or torch_runner; auto: native where it can serve")
+    dtype: str = Field(
+        AUTO, description="native: int4, int8 or bf16 (auto: the model's weight image); torch_runner: float32, bfloat16"
+    )
     device: str = Field("cpu", description="cpu or cuda")
     num_threads: Positive | None = Field(None, description="compute threads; default: the runner's choice")
 

@@ -7,6 +7,7 @@ only read what is fixed after construction, and `stats`. Requests join and leave
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 
 from glass_core.api import (
     EngineInfo,
@@ -42,7 +43,13 @@ class Engine:
     """Owns sequences, plans and block tables; the runner owns the memory behind them."""
 
     def __init__(
-        self, runner: Runner, selector: PlanSelector, config: EngineConfig, *, artifact: str | None = None
+        self,
+        runner: Runner,
+        selector: PlanSelector,
+        config: EngineConfig,
+        *,
+        artifact: str | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.config = config
         self._runner = runner
@@ -62,7 +69,8 @@ class Engine:
         self._num_steps = 0
         self._prefix_cache_queries = 0
         self._prefix_cache_hits = 0
-        self.info = _describe(runner, selector, config, self._limits.max_model_len, artifact)
+        described = _describe(runner, selector, config, self._limits.max_model_len, artifact)
+        self.info = replace(described, notes=(*notes, *described.notes))
 
     @property
     def has_work(self) -> bool:

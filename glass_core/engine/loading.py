@@ -1,6 +1,7 @@
 """Building an engine from its configuration: the runner by name, the artifact for its weights, the selector on top."""
 
 import importlib
+import logging
 import pkgutil
 from pathlib import Path
 from typing import cast
@@ -8,10 +9,13 @@ from typing import cast
 from glass_core import runners
 from glass_core.config import EngineConfig
 from glass_core.engine.engine import Engine
+from glass_core.engine.runner_choice import choose_runner
 from glass_core.errors import ConfigurationError
 from glass_core.runners.base import Runner, RunnerModule
 from glass_core.sparsity.artifact import GlobalStatistics, check_fingerprint, read_artifact, shipped_artifact
 from glass_core.sparsity.selection import PlanSelector
+
+logger = logging.getLogger(__name__)
 
 
 def runner_names() -> tuple[str, ...]:
@@ -20,7 +24,11 @@ def runner_names() -> tuple[str, ...]:
 
 
 def load_runner(config: EngineConfig) -> Runner:
-    """Raises ConfigurationError for an unknown runner or one whose libraries are not installed, and what it raises."""
+    """Load the configured runner, or the one `auto` means here.
+
+    Raises ConfigurationError for an unknown runner or one whose libraries are not installed, and what it raises.
+    """
+    config = choose_runner(config).config
     if config.runner not in runner_names():
         raise ConfigurationError(f"no runner {config.runner!r}; available: {', '.join(runner_names())}")
     try:
@@ -48,16 +56,19 @@ def load_statistics(config: EngineConfig, fingerprint: str) -> tuple[GlobalStati
 
 def load_engine(config: EngineConfig) -> Engine:
     """Load everything the configuration names. Raises ConfigurationError, ModelError, ArtifactError."""
-    runner = load_runner(config)
+    choice = choose_runner(config)
+    for note in choice.notes:
+        logger.warning("%s", note)
+    runner = load_runner(choice.config)
     try:
-        return assemble_engine(runner, config)
+        return assemble_engine(runner, choice.config, notes=choice.notes)
     except BaseException:
         runner.close()
         raise
 
 
-def assemble_engine(runner: Runner, config: EngineConfig) -> Engine:
-    """An engine on a loaded runner."""
+def assemble_engine(runner: Runner, config: EngineConfig, *, notes: tuple[str, ...] = ()) -> Engine:
+    """An engine on a loaded runner. `notes` join those of the engine in its info."""
     found = load_statistics(config, runner.fingerprint)
     selector = PlanSelector(
         num_layers=runner.spec.num_layers,
@@ -65,4 +76,4 @@ def assemble_engine(runner: Runner, config: EngineConfig) -> Engine:
         statistics=None if found is None else found[0],
         magnitudes=runner.neuron_magnitudes,
     )
-    return Engine(runner, selector, config, artifact=None if found is None else found[1].name)
+    return Engine(runner, selector, config, artifact=None if found is None else found[1].name, notes=notes)

@@ -27,10 +27,12 @@ class CountingSelector(PlanSelector):
             magnitudes=runner.neuron_magnitudes,
         )
         self.num_tokens_seen: list[int] = []
+        self.bits_seen: list[bytes] = []
         self.failures: list[Exception] = []
 
     def select(self, params: SparsityParams, local: LocalStatistics) -> SparsityPlan | None:
         self.num_tokens_seen.append(local.num_tokens)
+        self.bits_seen.append(bits_of(local))
         if self.failures:
             raise self.failures.pop()
         return super().select(params, local)
@@ -42,13 +44,22 @@ def engine_config(
     scheduler: SchedulerConfig | None = None,
     view_cache_bytes: int = 10_000,
     max_model_len: int | None = None,
+    enable_prefix_caching: bool = True,
+    prefix_statistics_bytes: int = 10_000,
 ) -> EngineConfig:
     return EngineConfig(
         model_path=Path("unused"),
         model_name="fake",
+        runner="fake",
+        dtype="float32",
         max_model_len=max_model_len,
         scheduler=scheduler or SchedulerConfig(max_num_sequences=4, max_step_tokens=8, max_waiting=4),
-        cache=CacheConfig(block_size=runner.block_size, view_cache_bytes=view_cache_bytes),
+        cache=CacheConfig(
+            block_size=runner.block_size,
+            view_cache_bytes=view_cache_bytes,
+            enable_prefix_caching=enable_prefix_caching,
+            prefix_statistics_bytes=prefix_statistics_bytes,
+        ),
     )
 
 
@@ -58,9 +69,18 @@ def make_engine(
     scheduler: SchedulerConfig | None = None,
     view_cache_bytes: int = 10_000,
     max_model_len: int | None = None,
+    enable_prefix_caching: bool = True,
+    prefix_statistics_bytes: int = 10_000,
     selector: PlanSelector | None = None,
 ) -> Engine:
-    config = engine_config(runner, scheduler=scheduler, view_cache_bytes=view_cache_bytes, max_model_len=max_model_len)
+    config = engine_config(
+        runner,
+        scheduler=scheduler,
+        view_cache_bytes=view_cache_bytes,
+        max_model_len=max_model_len,
+        enable_prefix_caching=enable_prefix_caching,
+        prefix_statistics_bytes=prefix_statistics_bytes,
+    )
     return Engine(runner, selector or CountingSelector(runner), config)
 
 
@@ -99,9 +119,20 @@ def tokens_of(events: Iterable[TokenEvent], request_id: str = "r") -> list[int]:
     return [event.token_id for event in events if event.request_id == request_id and event.token_id is not None]
 
 
+def bits_of(statistics: LocalStatistics) -> bytes:
+    return statistics.sum_abs.tobytes() + statistics.sum_squares.tobytes()
+
+
 def answer_alone(request: GenerationRequest) -> list[int]:
-    """The tokens of a request with a big engine to itself and no chunking."""
+    """The tokens of a request with a big engine to itself, no chunking and no cache."""
+    return serve_alone(request)[0]
+
+
+def serve_alone(request: GenerationRequest) -> tuple[list[int], list[bytes]]:
+    """`answer_alone`, and the bits of the statistics that it selected from, none for a dense one."""
     runner = FakeRunner(num_kv_blocks=64)
-    engine = make_engine(runner, scheduler=SchedulerConfig(max_num_sequences=1, max_step_tokens=64))
+    selector = CountingSelector(runner)
+    limits = SchedulerConfig(max_num_sequences=1, max_step_tokens=64)
+    engine = make_engine(runner, scheduler=limits, enable_prefix_caching=False, selector=selector)
     engine.add(request)
-    return tokens_of(run_to_end(engine), request.request_id)
+    return tokens_of(run_to_end(engine), request.request_id), selector.bits_seen

@@ -74,7 +74,7 @@ def test_other_bad_requests_are_refused() -> None:
 
 def test_info_describes_the_loaded_engine() -> None:
     info = make_engine(FakeRunner()).info
-    assert (info.model_name, info.fingerprint, info.runner) == ("fake", "fake-fingerprint", "torch_runner")
+    assert (info.model_name, info.fingerprint, info.runner) == ("fake", "fake-fingerprint", "fake")
     assert (info.dtype, info.device, info.num_parameters) == ("float32", "cpu", 1234)
     assert (info.max_model_len, info.vocab_size, info.num_layers, info.intermediate_size) == (64, 32, 2, 8)
     assert "griffin" in info.methods

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from glass_core.api import SamplingParams
 from glass_core.checkpoint.prepared import open_prepared
 from glass_core.config import CacheConfig, EngineConfig
+from glass_core.engine.loading import load_runner
 from glass_core.errors import CheckpointError, ConfigurationError, EngineFailureError
-from glass_core.runners import load_runner
 from glass_core.runners.base import SampleInput, StepBatch, StepRow
 from glass_core.runners.sampling import sample_token
 from glass_core.runners.torch_runner import load
@@ -203,12 +203,12 @@ def test_collected_statistics_equal_the_reference_definition(harness: Harness) -
 
 
 def test_an_unknown_runner_is_refused(model_dir: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"unknown runner 'abacus'; available: .*torch_runner"):
+    with pytest.raises(ConfigurationError, match=r"no runner 'abacus'; available: .*torch_runner"):
         load_runner(config(model_dir, runner="abacus"))
 
 
 def test_identity_size_and_magnitudes(model_dir: Path) -> None:
-    runner = load_runner(config(model_dir, num_threads=torch.get_num_threads()))
+    runner = load_runner(config(model_dir, runner="torch_runner", num_threads=torch.get_num_threads()))
     hf_model = tiny_model("llama")
     assert runner.num_parameters == sum(parameter.numel() for parameter in hf_model.parameters())
     assert runner.fingerprint == open_prepared(model_dir).fingerprint

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from glass_core.checkpoint.manifest import read_manifest
 from glass_core.checkpoint.prepared import PreparedCheckpoint, open_prepared
-from glass_core.config import PREPARED_MANIFEST
+from glass_core.config import AUTO, PREPARED_MANIFEST
 from glass_core.errors import CheckpointError, ConfigurationError
 from glass_core.runners.native.build_image import Report, ignore_progress, write_image
 from glass_core.runners.native.image import FORMATS, ImageHeader, check_image, image_path, read_image
 from glass_core.runners.native.sources import CheckpointSource
 
-AUTO = "auto"
 # when no image is exact: the most precise one that is still small
 _PREFERENCE = ("int8", "bf16", "int4")
 

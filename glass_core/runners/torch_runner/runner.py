@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glass_core.api import StepCost
-from glass_core.config import CacheConfig, EngineConfig
+from glass_core.config import AUTO, CacheConfig, EngineConfig
 from glass_core.errors import ConfigurationError, EngineFailureError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, SampleInput, StepBatch, StepResult, StepRow
@@ -175,6 +175,8 @@ def draw_tokens(logits: Tensor, samples: Sequence[SampleInput]) -> list[int]:
 
 
 def _dtype(name: str) -> torch.dtype:
+    if name == AUTO:
+        return torch.float32
     if name not in DTYPES:
         raise ConfigurationError(f"dtype must be one of {', '.join(DTYPES)} for torch_runner, got {name!r}")
     return DTYPES[name]
