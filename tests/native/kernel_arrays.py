@@ -1,4 +1,4 @@
-"""Packed weights and activations for the kernel tests, written from the layout's description, in float64 and integers."""
+"""Packed weights and activations for the kernel tests, written from the layout's description alone."""
 
 from dataclasses import dataclass
 

@@ -44,7 +44,8 @@ class Activations(NamedTuple):
     sums: Floats
 
     def rows(self, start: int, stop: int) -> "Activations":
-        return Activations(*(np.ascontiguousarray(part[start:stop]) for part in self))
+        codes, scales, sums = (np.ascontiguousarray(part[start:stop]) for part in self[1:])
+        return Activations(np.ascontiguousarray(self.values[start:stop]), codes, scales, sums)
 
 
 def quantize(isa: str, x: Floats) -> Activations:

@@ -1,9 +1,10 @@
 // AVX-512 pieces shared by the row and the panel kernels: transposition, and the order in which the 16 partial sums
 // of a dot product are folded. Included by kernels_avx512_vnni.cpp only.
 //
-// Every dot product of this ISA keeps 16 float partial sums a[0..15] (group g, or value k for bfloat16, goes to
-// a[g mod 16], in ascending order) and folds them as f[j] = ((a[j] + a[j+4]) + a[j+8]) + a[j+12],
-// result = ((f[0] + f[1]) + f[2]) + f[3]. Whatever the tiling, that order is kept: it is what makes a row's result
+// A dot product of quantized codes takes the whole blocks of 16 groups first: 16 float partial sums a[0..15], group
+// kLaneGroup[lane] of every block into a[lane], ascending; folded as f[j] = ((a[j] + a[j+4]) + a[j+8]) + a[j+12],
+// total = ((f[0] + f[1]) + f[2]) + f[3]. The groups after the last whole block are then added to the total one by one.
+// bfloat16: a[k mod 16], folded alike. Whatever the tiling, that order is kept: it is what makes a row's result
 // independent of the batch.
 #pragma once
 
@@ -83,6 +84,12 @@ inline __m512i load_codes(const uint8_t* row, int32_t chunk) {
     const __m512i shift = _mm512_set_epi32(4, 4, 4, 4, 4, 4, 4, 4, 0, 0, 0, 0, 0, 0, 0, 0);
     return _mm512_and_si512(_mm512_srlv_epi32(both, shift), _mm512_set1_epi8(15));
 }
+
+// Which group of a block of 16 a lane holds: what redistribute and sum_pairs (avx512_rows.h) make of packed rows.
+template <Format F>
+inline constexpr uint8_t kLaneGroup[16] = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
+template <>
+inline constexpr uint8_t kLaneGroup<Format::q8>[16] = {0, 2, 8, 10, 1, 3, 9, 11, 4, 6, 12, 14, 5, 7, 13, 15};
 
 // The activations of one call, with what q8 rows need besides: corrections[t*groups + g] = -128 * (sum of the codes of
 // group g), because their codes are stored + 128.

@@ -15,14 +15,17 @@ inline constexpr int kPanelTokens = 4;
 template <int R>
 inline constexpr size_t kRecordBytes = 64 * 10 * R;
 
-// Where group g stands in a panel, and the other way round: partial sums j, j+4, j+8, j+12 for j = 0..3.
+// Where group g stands in a panel: partial sums j, j+4, j+8, j+12 for j = 0..3, then the groups after the last block.
+template <Format F>
 inline void order_groups(int32_t groups, int32_t* position) {
+    const int32_t whole = groups / 16 * 16;
     int32_t next = 0;
     for (int32_t j = 0; j < 4; ++j) {
-        for (int32_t r = j; r < 16; r += 4) {
-            for (int32_t g = r; g < groups; g += 16) position[g] = next++;
+        for (int32_t lane = j; lane < 16; lane += 4) {
+            for (int32_t g = kLaneGroup<F>[lane]; g < whole; g += 16) position[g] = next++;
         }
     }
+    for (int32_t g = whole; g < groups; ++g) position[g] = next++;
 }
 
 // The codes of 16 rows into block r of every record.
@@ -111,15 +114,19 @@ inline void panel_group(const uint8_t* record, int32_t g, int32_t t0, const Rows
 // The whole panel against activation rows [t0, t0 + T), in the order of the fold.
 template <Format F, int R, int T>
 inline void panel_tile(const uint8_t* panel, int32_t t0, const Rows512& a, __m512 totals[T][R]) {
+    const int32_t whole = a.groups / 16 * 16;
     const uint8_t* record = panel;
-    for (int32_t j = 0; j < 4; ++j) {
+    for (int t = 0; t < T; ++t) {
+        for (int r = 0; r < R; ++r) totals[t][r] = _mm512_setzero_ps();
+    }
+    for (int32_t j = 0; j < 4 && whole > 0; ++j) {
         __m512 folds[T][R];
         for (int32_t i = 0; i < 4; ++i) {
             __m512 partials[T][R];
             for (int t = 0; t < T; ++t) {
                 for (int r = 0; r < R; ++r) partials[t][r] = _mm512_setzero_ps();
             }
-            for (int32_t g = j + 4 * i; g < a.groups; g += 16, record += kRecordBytes<R>) {
+            for (int32_t g = kLaneGroup<F>[j + 4 * i]; g < whole; g += 16, record += kRecordBytes<R>) {
                 panel_group<F, R, T>(record, g, t0, a, partials);
             }
             for (int t = 0; t < T; ++t) {
@@ -129,6 +136,9 @@ inline void panel_tile(const uint8_t* panel, int32_t t0, const Rows512& a, __m51
         for (int t = 0; t < T; ++t) {
             for (int r = 0; r < R; ++r) totals[t][r] = j == 0 ? folds[t][r] : _mm512_add_ps(totals[t][r], folds[t][r]);
         }
+    }
+    for (int32_t g = whole; g < a.groups; ++g, record += kRecordBytes<R>) {
+        panel_group<F, R, T>(record, g, t0, a, totals);
     }
 }
 
@@ -173,7 +183,7 @@ void dot_many(const RowsView& rows, const int32_t* index, int32_t first, int32_t
               size_t out_stride, void* scratch) {
     uint8_t* panel = static_cast<uint8_t*>(scratch);
     int32_t* position = reinterpret_cast<int32_t*>(panel + kRecordBytes<2> * a.groups);
-    order_groups(a.groups, position);
+    order_groups<F>(a.groups, position);
     for (int32_t i = 0; i < n; i += 32) {
         if (n - i > 16) {
             panel_rows<F, 2>(rows, index, first, i, n, a, position, panel, out, out_stride);

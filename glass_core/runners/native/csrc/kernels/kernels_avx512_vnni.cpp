@@ -44,28 +44,22 @@ void fill_corrections(const ActivationView& x, int32_t groups, int32_t* correcti
     }
 }
 
-// Up to 3 rows stream the weights; more share an unpacked panel. Both give the same bits.
+// Few rows stream the weights; many share an unpacked panel. Both give the same bits.
 template <Format F>
 void dot_quantized(const RowsView& rows, const int32_t* index, int32_t first, int32_t n, const ActivationView& x,
                    float* out, size_t out_stride) {
     const int32_t groups = rows.cols_padded / kGroup;
-    const size_t panel_bytes = (x.num_rows > 3 ? dot_many_scratch(groups) : 0) / 64 * 64 + 64;
+    const bool few = x.num_rows <= kFewRows;
+    const size_t work_bytes = few ? dot_few_scratch(groups, x.num_rows) : dot_many_scratch(groups);
     const size_t correction_bytes = F == Format::q8 ? sizeof(int32_t) * x.num_rows * groups : 0;
-    uint8_t* scratch = static_cast<uint8_t*>(kernel_scratch(panel_bytes + correction_bytes));
-    int32_t* corrections = reinterpret_cast<int32_t*>(scratch + panel_bytes);
+    uint8_t* scratch = static_cast<uint8_t*>(kernel_scratch(work_bytes + correction_bytes));
+    int32_t* corrections = reinterpret_cast<int32_t*>(scratch + work_bytes);
     if constexpr (F == Format::q8) fill_corrections(x, groups, corrections);
     const Rows512 a = {x, corrections, groups};
-    switch (x.num_rows) {
-        case 0:
-            return;
-        case 1:
-            return dot_few<F, 1>(rows, index, first, n, a, out, out_stride);
-        case 2:
-            return dot_few<F, 2>(rows, index, first, n, a, out, out_stride);
-        case 3:
-            return dot_few<F, 3>(rows, index, first, n, a, out, out_stride);
-        default:
-            return dot_many<F>(rows, index, first, n, a, out, out_stride, scratch);
+    if (few) {
+        dot_few<F>(rows, index, first, n, a, out, out_stride, scratch);
+    } else {
+        dot_many<F>(rows, index, first, n, a, out, out_stride, scratch);
     }
 }
 
