@@ -11,8 +11,8 @@ from glass_core.checkpoint.prepared import PreparedCheckpoint, open_prepared
 from glass_core.errors import CheckpointError
 from glass_core.runners.native.build_image import Report, write_image
 from glass_core.runners.native.checkpoint_image import default_format, format_for, make_image
+from glass_core.runners.native.gguf_source import GgufSource
 from glass_core.runners.native.image import ImageHeader, image_path
-from glass_core.runners.native.sources import GgufSource
 
 
 def quantize_model(model_dir: Path, image_format: str | None) -> ImageHeader:

@@ -16,9 +16,10 @@ from glass_core.offline.pull.prepare import prepare_gguf
 from glass_core.runners.native.build_image import write_image
 from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.decode import decode_image
+from glass_core.runners.native.gguf_source import GgufSource
 from glass_core.runners.native.image import ImageHeader, read_image, verify_payload
 from glass_core.runners.native.packing import Floats
-from glass_core.runners.native.sources import CheckpointSource, GgufSource
+from glass_core.runners.native.sources import CheckpointSource
 from tests.tiny_gguf import write_tiny_gguf
 
 TYPES: Any = gguf.GGMLQuantizationType
