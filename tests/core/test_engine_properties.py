@@ -1,5 +1,10 @@
-"""Random traffic through the engine on tiny KV pools: nothing leaks, nothing starves, every answer is its own."""
+"""Random traffic through the engine on tiny KV pools: nothing leaks, nothing starves, every answer is its own.
 
+Prompts begin alike, so the prefix cache is at work; tokens and the bits of the statistics are compared with those of an
+engine that has none.
+"""
+
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hypothesis import given, settings, target
@@ -10,7 +15,7 @@ from glass_core.config import SchedulerConfig
 from glass_core.engine.engine import Engine, StepFailedError
 from glass_core.errors import InvalidRequestError
 from glass_core.runners.base import StepRow
-from tests.core.engine_builders import DENSE, GRIFFIN, CountingSelector, answer_alone, make_engine, make_request
+from tests.core.engine_builders import DENSE, GRIFFIN, CountingSelector, make_engine, make_request, serve_alone
 from tests.fakes_runner import FakeRunner, plan_key
 
 RANDOM = SparsityParams(sparsity=0.3, method="random", seed=5)
@@ -44,10 +49,10 @@ class Outcome:
 def visitors(draw: st.DrawFn) -> list[Visitor]:
     result = []
     for index in range(draw(st.integers(2, 7))):
-        length = draw(st.sampled_from([1, 2, 3, 4, 9, 14]))
+        length, num_shared = draw(st.sampled_from([1, 2, 3, 4, 8, 9, 14])), draw(st.sampled_from([0, 3, 5, 9, 14]))
         request = make_request(
             str(index),
-            [(index * 11 + position * position) % 32 for position in range(length)],
+            [((position >= num_shared) * index * 11 + position * position) % 32 for position in range(length)],
             max_tokens=draw(st.sampled_from([1, 2, 9, 13, 14])),
             seed=draw(st.integers(0, 3)),
             sparsity=draw(st.sampled_from([DENSE, GRIFFIN, RANDOM])),
@@ -65,6 +70,7 @@ def visitors(draw: st.DrawFn) -> list[Visitor]:
     limits=st.integers(1, 4).flatmap(lambda n: st.tuples(st.just(n), st.integers(n, 10))),
     view_cache_bytes=st.sampled_from([120, 1000, 1000]),
     failing_steps=st.sampled_from([set(), set(), {1}, {4}, {3, 12}]),
+    prefix_statistics_bytes=st.sampled_from([None, 0, 127, 300, 10_000, 10_000]),
 )
 def test_random_traffic(
     traffic: list[Visitor],
@@ -72,7 +78,9 @@ def test_random_traffic(
     limits: tuple[int, int],
     view_cache_bytes: int,
     failing_steps: set[int],
+    prefix_statistics_bytes: int | None,
 ) -> None:
+    """`prefix_statistics_bytes` None = no prefix cache; a snapshot takes 128 bytes."""
     runner = FakeRunner(num_kv_blocks=num_kv_blocks)
     runner.failures.extend(OnDemand() if step in failing_steps else None for step in range(31))
     selector = CountingSelector(runner)
@@ -81,10 +89,16 @@ def test_random_traffic(
         selector=selector,
         scheduler=SchedulerConfig(max_num_sequences=limits[0], max_step_tokens=limits[1]),
         view_cache_bytes=view_cache_bytes,
+        enable_prefix_caching=prefix_statistics_bytes is not None,
+        prefix_statistics_bytes=prefix_statistics_bytes or 0,
     )
     accepted, outcome = serve(engine, traffic)
+    expected_bits: set[bytes] = set()
     for visitor in accepted:
-        check_answer(visitor, outcome)
+        alone, bits = serve_alone(visitor.request)
+        check_answer(visitor, outcome, alone)
+        expected_bits.update(bits)
+    assert set(selector.bits_seen) <= expected_bits
     for batch in runner.batches:
         assert sum(len(row.token_ids) for row in batch.rows) <= limits[1]
         assert len(batch.rows) <= limits[0]
@@ -92,6 +106,8 @@ def test_random_traffic(
     check_plans([row for batch in runner.batches for row in batch.rows])
     stats = engine.stats()
     target(float(stats.num_preemptions), label="preemptions")
+    target(float(stats.prefix_cache_hits), label="tokens from the prefix cache")
+    assert stats.prefix_cache_hits <= stats.prefix_cache_queries
     assert (stats.kv_blocks_used, stats.view_bytes_used, runner.views) == (0, 0, {})
     assert (stats.num_requests_running, stats.num_requests_waiting) == (0, 0)
 
@@ -116,6 +132,7 @@ def serve(engine: Engine, traffic: list[Visitor]) -> tuple[list[Visitor], Outcom
         if coming is None and not engine.has_work:
             return accepted, outcome
         advance(engine, outcome)
+        check_blocks(engine)
     raise AssertionError("starvation: the engine never becomes idle")
 
 
@@ -137,13 +154,24 @@ def advance(engine: Engine, outcome: Outcome) -> None:
         outcome.events += engine.take_events()
 
 
-def check_answer(visitor: Visitor, outcome: Outcome) -> None:
+def check_blocks(engine: Engine) -> None:
+    """Every block is in one state, and referenced as often as it stands in a block table."""
+    allocator = engine._allocator
+    free, kept, held = set(allocator._free), set(allocator._kept), allocator._references
+    assert len(allocator._free) == len(free)
+    assert not (free & kept or free & set(held) or kept & set(held))
+    assert len(free) + len(kept) + len(held) == allocator.num_blocks
+    assert Counter(b for sequence in engine._scheduler.running for b in sequence.block_table) == held
+    assert kept <= set(engine._prefixes._key_of) <= kept | set(held)
+    assert engine._prefixes.statistics_bytes_used <= engine._prefixes.statistics_bytes
+
+
+def check_answer(visitor: Visitor, outcome: Outcome, alone: list[int]) -> None:
     """One end, nothing after it, and the tokens (or their beginning, when cut short) of the request alone."""
     request_id = visitor.request.request_id
     assert outcome.ends(request_id) == 1
     events = [event for event in outcome.events if event.request_id == request_id]
     tokens = [event.token_id for event in events if event.token_id is not None]
-    alone = answer_alone(visitor.request)
     assert tokens == alone[: len(tokens)]
     if request_id in outcome.failed:
         return
