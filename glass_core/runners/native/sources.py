@@ -1,4 +1,4 @@
-"""Where an image's weights come from. `gguf_source.py` is the other source: it needs a library that serving does not."""
+"""Where an image's weights come from: a checkpoint folder here, a GGUF file in `gguf_source.py`."""
 
 from typing import Protocol
 
