@@ -1,14 +1,13 @@
 """Generation end to end: token ids in, text events out, for all choices of one HTTP request.
 
-Each choice is one engine request. A task per choice reads its stream; the consumer gets one merged sequence of events.
+Each choice is one engine request; the consumer gets one sequence of batches, at most one a step, for all of them.
 Closing `generate` early, which a disconnect does, closes every stream, and that aborts the sequences in the engine.
 """
 
-import asyncio
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 
 from glass_core.api import DENSE_METHOD, EngineClient, Finish, FinishReason, GenerationRequest, TokenEvent
@@ -21,6 +20,7 @@ from glass_core.errors import (
 )
 from glass_core.text import Detokenizer, TextProcessor
 from server.metrics import ServerMetrics
+from server.reading import TokenEvents, open_reader
 
 SEED_BITS = 63
 
@@ -53,13 +53,8 @@ class ChoiceEnd:
     finish: Finish
 
 
-@dataclass(frozen=True, slots=True)
-class Idle:
-    """Nothing happened for a while."""
-
-
-GenerationEvent = Delta | ChoiceEnd | Idle
-Inbox = asyncio.Queue[tuple[int, TokenEvent | Exception]]
+GenerationEvent = Delta | ChoiceEnd
+Batch = Sequence[GenerationEvent]
 
 
 @dataclass(slots=True)
@@ -108,45 +103,37 @@ class Generator:
         self._text = text
         self._metrics = metrics
 
-    async def generate(
-        self, choices: Sequence[Choice], *, idle_seconds: float
-    ) -> AsyncGenerator[GenerationEvent, None]:
+    async def generate(self, choices: Sequence[Choice], *, idle_seconds: float) -> AsyncGenerator[Batch, None]:
         """Events of all choices as they come; each choice ends in exactly one ChoiceEnd.
 
-        Raises what `EngineClient.submit` raises before the first event, EngineFailureError at any time. Consume it
-        inside `contextlib.aclosing`.
+        A batch is what came together; an empty one says that nothing happened for `idle_seconds`. Raises what
+        `EngineClient.submit` raises before the first batch, EngineFailureError at any time. Consume it inside
+        `contextlib.aclosing`.
         """
         running = {choice.index: self._start(choice) for choice in choices}
-        inbox: Inbox = asyncio.Queue()
         async with AsyncExitStack() as stack:
             stack.callback(self._count_abandoned, running)
-            for choice in choices:
-                await self._submit(choice, inbox, stack)
+            streams = [(choice.index, await self._submit(choice, stack)) for choice in choices]
+            reader = await open_reader(streams, idle_seconds, stack)
             while running:
-                item = await _next(inbox, idle_seconds)
-                if item is None:
-                    yield Idle()
-                    continue
-                index, event = item
-                if isinstance(event, Exception):
-                    raise event
-                if event.finish is None:
-                    yield Delta(index, self._advance(running[index], event))
-                else:
-                    yield self._end(running.pop(index), event, event.finish)
+                yield [self._convert(running, index, event) for index, event in await reader.next()]
 
     def _start(self, choice: Choice) -> _Progress:
         detokenizer = self._text.detokenizer(choice.stop, context=choice.request.prompt_token_ids)
         return _Progress(choice, detokenizer)
 
-    async def _submit(self, choice: Choice, inbox: Inbox, stack: AsyncExitStack) -> None:
+    async def _submit(self, choice: Choice, stack: AsyncExitStack) -> TokenEvents:
         try:
             stream = await self._engine.submit(choice.request)
         except (QueueFullError, EngineUnavailableError, ContextLengthError) as error:
             self._metrics.count_rejection(self._engine.info.model_name, _rejection_reason(error))
             raise
-        await stack.enter_async_context(aclosing(stream))
-        stack.push_async_callback(_cancel, asyncio.create_task(_read(choice.index, stream, inbox)))
+        return await stack.enter_async_context(aclosing(stream))
+
+    def _convert(self, running: dict[int, _Progress], index: int, event: TokenEvent) -> GenerationEvent:
+        if event.finish is not None:
+            return self._end(running.pop(index), event, event.finish)
+        return Delta(index, self._advance(running[index], event))
 
     def _advance(self, progress: _Progress, event: TokenEvent) -> str:
         """The text a token adds. A stop string found in it ends the sequence at the next step."""
@@ -177,36 +164,6 @@ class Generator:
             sparsity = progress.choice.request.sparsity
             method = DENSE_METHOD if sparsity.is_dense else sparsity.method
             self._metrics.count_abandoned(self._engine.info.model_name, method)
-
-
-async def _read(
-    index: int,
-    stream: AsyncGenerator[TokenEvent, None],
-    inbox: Inbox,
-) -> None:
-    """Move a stream's events into the inbox; its failure too, for the consumer to raise."""
-    finished = False
-    try:
-        async for event in stream:
-            finished = finished or event.finish is not None
-            inbox.put_nowait((index, event))
-        if not finished:
-            raise EngineFailureError("the engine ended a stream without a terminal event")
-    except Exception as error:  # whatever it is, the consumer must not wait forever
-        inbox.put_nowait((index, error))
-
-
-async def _next(inbox: Inbox, idle_seconds: float) -> tuple[int, TokenEvent | Exception] | None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(idle_seconds):
-            return await inbox.get()
-    return None
-
-
-async def _cancel(reader: asyncio.Task[None]) -> None:
-    """Stop a reader before its stream is closed: a generator that is being read cannot be closed."""
-    reader.cancel()
-    await asyncio.gather(reader, return_exceptions=True)
 
 
 def _rejection_reason(error: Exception) -> str:

@@ -1,17 +1,17 @@
-"""Generation events to HTTP answers: collected into one JSON object, or framed as server-sent events."""
+"""Batches of generation events to HTTP answers: collected into one JSON object, or framed as server-sent events."""
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from server.errors import INTERNAL_ERROR, describe
-from server.generation import ChoiceEnd, Delta, GenerationEvent, Idle
+from server.generation import Batch, ChoiceEnd
 from server.routes.build import Answer
 from server.schemas.common import usage_json
 from server.schemas.glass import report_json
-from server.sse import DONE, PING, event
+from server.sse import DONE, PING, Envelope, event
 
 logger = logging.getLogger("glass.server")
 
@@ -33,7 +33,7 @@ class ChunkEncoder(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChunkStream:
     """Frames of one streamed answer: `object_name` and encoder are the endpoint's."""
 
@@ -41,67 +41,73 @@ class ChunkStream:
     object_name: str
     encoder: ChunkEncoder
     num_choices: int
+    _envelopes: dict[int, Envelope] = field(default_factory=dict, init=False)
+    _ends: dict[int, ChoiceEnd] = field(default_factory=dict, init=False)
 
-    async def frames(self, events: AsyncGenerator[GenerationEvent, None]) -> AsyncGenerator[bytes, None]:
-        """An error before the first frame is raised, a later one becomes a frame; `[DONE]` comes last in any case."""
+    async def frames(self, batches: AsyncGenerator[Batch, None]) -> AsyncGenerator[bytes, None]:
+        """One piece per batch with something to send, of one or several events.
+
+        An error before the first piece is raised, a later one becomes an event; `[DONE]` comes last in any case.
+        """
         begun = False
-        async with aclosing(self._chunks(events)) as chunks:
-            try:
-                async for frame in chunks:
-                    begun = True
-                    yield frame
-            except Exception as error:
-                if not begun:
-                    raise
-                yield event(_describe_logged(error))
-        yield DONE
+        try:
+            async with aclosing(batches):
+                async for batch in batches:
+                    piece = b"".join(self._events(batch)) if batch else PING
+                    if piece:
+                        begun = True
+                        yield piece
+        except Exception as error:
+            if not begun:
+                raise
+            yield event(_describe_logged(error)) + DONE
 
-    async def _chunks(self, events: AsyncGenerator[GenerationEvent, None]) -> AsyncGenerator[bytes, None]:
-        started: set[int] = set()
-        ends: dict[int, ChoiceEnd] = {}
-        async with aclosing(events):
-            async for item in events:
-                if isinstance(item, Idle):
-                    yield PING
-                    continue
-                for choice in self._texts(item, started):
-                    yield self._frame(choice)
-                if isinstance(item, ChoiceEnd):
-                    ends[item.index] = item
-                    yield self._frame(self.encoder.end(item.index, item.reason.value), **self._report(ends))
-        if self.answer.include_usage:
-            yield self._frame(usage=usage(self.answer, ends), glass=report(ends))
+    def _events(self, batch: Batch) -> Iterator[bytes]:
+        for item in batch:
+            envelope = self._envelopes.get(item.index)
+            if envelope is None:
+                envelope = self._envelopes[item.index] = self._envelope(item.index)
+                yield from self._start(item.index)
+            if item.text:
+                yield envelope.fill(item.text)
+            if isinstance(item, ChoiceEnd):
+                yield from self._end(item)
 
-    def _texts(self, item: Delta | ChoiceEnd, started: set[int]) -> list[Json]:
-        """Choices of the chunks this event adds before its end: the opening one, and new text."""
-        choices: list[Json | None] = []
-        if item.index not in started:
-            started.add(item.index)
-            choices.append(self.encoder.start(item.index))
-        if item.text:
-            choices.append(self.encoder.delta(item.index, item.text))
-        return [choice for choice in choices if choice is not None]
+    def _envelope(self, index: int) -> Envelope:
+        return Envelope(self._chunk(self.encoder.delta(index, Envelope.TEXT)))
 
-    def _report(self, ends: Mapping[int, ChoiceEnd]) -> Json:
-        """The report rides on the last choice's last chunk, unless a usage chunk follows."""
-        is_last = len(ends) == self.num_choices and not self.answer.include_usage
-        return {"glass": report(ends)} if is_last else {}
+    def _start(self, index: int) -> Iterator[bytes]:
+        choice = self.encoder.start(index)
+        if choice is not None:
+            yield event(self._chunk(choice))
 
-    def _frame(self, *choices: Json, **extra: Any) -> bytes:
+    def _end(self, end: ChoiceEnd) -> Iterator[bytes]:
+        """The last chunk of a choice. The report rides on that of the last choice, unless a usage chunk follows."""
+        self._ends[end.index] = end
+        choice = self.encoder.end(end.index, end.reason.value)
+        if len(self._ends) < self.num_choices:
+            yield event(self._chunk(choice))
+        elif self.answer.include_usage:
+            yield event(self._chunk(choice))
+            yield event(self._chunk(usage=usage(self.answer, self._ends), glass=report(self._ends)))
+            yield DONE
+        else:
+            yield event(self._chunk(choice, glass=report(self._ends)))
+            yield DONE
+
+    def _chunk(self, *choices: Json, **extra: Any) -> Json:
         answer = self.answer
         usage_field = {"usage": None} if answer.include_usage else {}
         head = {"id": answer.id, "object": self.object_name, "created": answer.created, "model": answer.model_name}
-        return event({**head, "choices": choices, **usage_field, **extra})
+        return {**head, "choices": choices, **usage_field, **extra}
 
 
-async def collect(events: AsyncGenerator[GenerationEvent, None]) -> dict[int, ChoiceEnd]:
+async def collect(batches: AsyncGenerator[Batch, None]) -> dict[int, ChoiceEnd]:
     """All choices by index, ascending, each with its whole text."""
     texts: dict[int, list[str]] = {}
     ends: dict[int, ChoiceEnd] = {}
-    async with aclosing(events):
-        async for item in events:
-            if isinstance(item, Idle):
-                continue
+    async with aclosing(batches):
+        async for item in (item async for batch in batches for item in batch):
             texts.setdefault(item.index, []).append(item.text)
             if isinstance(item, ChoiceEnd):
                 ends[item.index] = replace(item, text="".join(texts[item.index]))

@@ -36,11 +36,11 @@ async def create_chat_completion(
     answer = builder.answer("chatcmpl", [prompt])
     choices = builder.choices(answer, [prompt])
     generator = Generator(model.engine, model.text, metrics)
-    events = generator.generate(choices, idle_seconds=settings.keepalive_seconds)
+    batches = generator.generate(choices, idle_seconds=settings.keepalive_seconds)
     if body.stream:
         stream = ChunkStream(answer, "chat.completion.chunk", ChatChunkEncoder(), len(choices))
-        return EventStreamResponse(stream.frames(events))
-    ends = await until_disconnect(request.receive, collect(events))
+        return EventStreamResponse(stream.frames(batches))
+    ends = await until_disconnect(request.receive, collect(batches))
     return StrictJsonResponse(whole(answer, "chat.completion", [_choice(end) for end in ends.values()], ends))
 
 

@@ -39,11 +39,11 @@ async def create_completion(
     choices = builder.choices(answer, prompts)
     echoes = _echoes(body, prompts, model)
     generator = Generator(model.engine, model.text, metrics)
-    events = generator.generate(choices, idle_seconds=settings.keepalive_seconds)
+    batches = generator.generate(choices, idle_seconds=settings.keepalive_seconds)
     if body.stream:
         stream = ChunkStream(answer, OBJECT_NAME, CompletionChunkEncoder(echoes), len(choices))
-        return EventStreamResponse(stream.frames(events))
-    ends = await until_disconnect(request.receive, collect(events))
+        return EventStreamResponse(stream.frames(batches))
+    ends = await until_disconnect(request.receive, collect(batches))
     return StrictJsonResponse(whole(answer, OBJECT_NAME, [_choice(end, echoes) for end in ends.values()], ends))
 
 
