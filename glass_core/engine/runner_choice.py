@@ -12,6 +12,7 @@ from glass_core.runners.native.checkpoint_image import chosen_format
 from glass_core.runners.native.image import FORMATS
 
 NATIVE, TORCH = "native", "torch_runner"
+PREFERENCE = (NATIVE, TORCH)
 TORCH_DTYPES = ("float32", "bfloat16")
 
 

@@ -10,11 +10,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from glass_core.checkpoint.prepared import open_prepared
+from glass_core.checkpoint.prepared import PreparedCheckpoint, open_prepared
 from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST, EngineConfig, glass_home, models_directory
 from glass_core.engine.loading import load_statistics, runner_names
+from glass_core.engine.runner_choice import NATIVE, PREFERENCE
 from glass_core.errors import GlassError
 from glass_core.offline.provenance import cpu_info, cpu_model, num_cores
+from glass_core.runners.native.checkpoint_image import available_formats, open_image
+from glass_core.runners.native.extension import load_extension, why_missing
+from glass_core.runners.native.image import verify_payload
+from glass_core.runners.native.runner import ISA_VARIABLE
 
 MIN_PYTHON = (3, 11)
 # instruction sets that decide how fast a runner can be
@@ -98,15 +103,32 @@ def _cache_folder() -> Finding:
 
 
 def _runners() -> Iterator[Finding]:
-    default = EngineConfig(model_path=Path(), model_name="").runner
-    for name in runner_names():
-        try:
-            importlib.import_module(f"glass_core.runners.{name}")
-        except ImportError as error:
-            status = Status.FAIL if name == default else Status.WARN
-            yield Finding(f"runner {name}", status, f"unavailable: {error}")
+    """A server needs one runner; which of them is missing only matters for speed, or for the offline tools."""
+    problems = {name: _runner_problem(name) for name in runner_names()}
+    default = next((name for name in PREFERENCE if name in problems and problems[name] is None), None)
+    for name, problem in problems.items():
+        if problem is None:
+            yield Finding(f"runner {name}", Status.OK, _runner_detail(name) + (" (default)" if name == default else ""))
         else:
-            yield Finding(f"runner {name}", Status.OK, "available" + (" (default)" if name == default else ""))
+            status = Status.FAIL if default is None else Status.WARN
+            yield Finding(f"runner {name}", status, f"unavailable: {problem}")
+
+
+def _runner_problem(name: str) -> str | None:
+    """Why a runner cannot be used here, whatever the model."""
+    try:
+        importlib.import_module(f"glass_core.runners.{name}")
+    except ImportError as error:
+        return str(error)
+    return why_missing() if name == NATIVE else None
+
+
+def _runner_detail(name: str) -> str:
+    if name != NATIVE:
+        return "available"
+    names = load_extension().kernels.available_isas()
+    chosen = os.environ.get(ISA_VARIABLE) or names[0]
+    return f"available; instruction set {chosen} of {', '.join(names)}"
 
 
 def _models() -> Iterator[Finding]:
@@ -123,10 +145,21 @@ def _model(path: Path) -> Finding:
     try:
         checkpoint = open_prepared(path)
         found = load_statistics(EngineConfig(model_path=path, model_name=path.name), checkpoint.fingerprint)
+        images = _images(checkpoint)
     except GlassError as error:
         status = Status.FAIL if path.name == DEFAULT_MODEL else Status.WARN
         return Finding(subject, status, str(error))
-    size = f"{checkpoint.spec.model_type}, fingerprint {checkpoint.fingerprint[:12]}"
+    size = f"{checkpoint.spec.model_type}, fingerprint {checkpoint.fingerprint[:12]}; {images}"
     if found is None:
         return Finding(subject, Status.WARN, f"{size}; no artifact: A-GLASS needs `glass calibrate {path.name}`")
     return Finding(subject, Status.OK, f"{size}; artifact {found[1].name} matches")
+
+
+def _images(checkpoint: PreparedCheckpoint) -> str:
+    """The weight images of a model, each read once to see that it is intact. Raises CheckpointError when one is not."""
+    described = []
+    for name in available_formats(checkpoint.model_dir):
+        header = open_image(checkpoint, name)
+        verify_payload(header)
+        described.append(f"{name} image ({'exact' if header.exact else 'nearest'})")
+    return ", ".join(described) or "no weight image yet (made at the first start)"

@@ -140,9 +140,9 @@ def test_doctor_names_missing_packages_and_runners(home: Path, monkeypatch: pyte
     assert findings["python"].status is Status.FAIL
     assert findings["server packages"].status is Status.FAIL
     assert findings["cache folder"].status is Status.WARN
-    assert findings["runner torch_runner"] == Finding(
-        "runner torch_runner", Status.FAIL, "unavailable: no glass_core.runners.torch_runner"
-    )
+    for name in ("native", "torch_runner"):
+        expected = Finding(f"runner {name}", Status.FAIL, f"unavailable: no glass_core.runners.{name}")
+        assert findings[f"runner {name}"] == expected
 
 
 def test_provenance_names_machine_and_versions() -> None:

@@ -52,10 +52,21 @@ class NativeModel(Protocol):
         ...
 
 
+class NativeKernels(Protocol):
+    """The submodule `_native.kernels`, but for what only its tests use."""
+
+    def available_isas(self) -> list[str]:
+        """Instruction sets this build has kernels for and this processor runs, best first."""
+        ...
+
+
 class NativeModule(Protocol):
     """The module `_native`."""
 
-    def Model(  # noqa: N802
+    @property
+    def kernels(self) -> NativeKernels: ...
+
+    def Model(
         self,
         path: str,
         payload_offset: int,
