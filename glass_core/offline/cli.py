@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import pkgutil
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -56,7 +57,9 @@ def build_parser(available: dict[str, Command]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 after an error of ours, 130 after Ctrl-C; argparse exits with 2."""
     available = load_commands()
-    args = build_parser(available).parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(available).parse_args(words)
+    args.command_line = shlex.join(["glass", *words])  # goes into the results of the measuring commands
     try:
         return available[args.command].run(args)
     except GlassError as error:

@@ -3,6 +3,8 @@
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 from glass_core import __version__
@@ -22,8 +24,31 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, its cores available to this process, and the operating system."""
-    return {"cpu": cpu_model(), "num_cores": num_cores(), "system": f"{platform.system()} {platform.machine()}"}
+    """Processor, its cores available to this process, memory, and the operating system."""
+    return {
+        "cpu": cpu_model(),
+        "num_cores": num_cores(),
+        "memory_bytes": memory_bytes(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def commit() -> str | None:
+    """The git commit this code runs from, with `-dirty` when files differ from it; None outside of a checkout."""
+    root, git = Path(__file__).resolve().parents[2], shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    describe = [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(describe, capture_output=True, text=True, check=False)  # noqa: S603
+    return found.stdout.strip() or None
+
+
+def memory_bytes() -> int:
+    """Physical memory; 0 when the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return 0
 
 
 def num_cores() -> int:

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from glass_core.config import EngineConfig
 from glass_core.errors import ConfigurationError
 from glass_core.offline.bench.decode import DecodeSettings, measure_decode, random_prompts
+from glass_core.offline.bench.session import Session
 from glass_core.offline.bench.traffic import step_traffic
 from glass_core.offline.cli import main
 from glass_core.offline.generation import cache_for
@@ -41,12 +43,34 @@ class RecordingRunner(TorchRunner):
         return super().execute(batch)
 
 
+def session_on(runner: TorchRunner) -> Session:
+    selector = PlanSelector(
+        num_layers=3, intermediate_size=88, statistics=None, magnitudes=lambda: np.ones((3, 88), np.float32)
+    )
+    return Session(EngineConfig(Path(), "tiny", runner="torch_runner", dtype="float32"), runner, selector, None)
+
+
 def test_result_file(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "bench.json"
-    flags = ["--sparsities", "0,0.5", "--num-tokens", "3", "--repeats", "2", "--prompt-tokens", "5"]
+    flags = [
+        "--sparsities",
+        "0,0.5",
+        "--num-tokens",
+        "3",
+        "--repeats",
+        "2",
+        "--prompt-tokens",
+        "5",
+        "--dtype",
+        "float32",
+    ]
     assert main(["bench", "decode", str(model_dir), *flags, "--batch-size", "2", "--json", str(output)]) == 0
     result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     assert list(result) == ["conditions", "rows"]
+    conditions = result["conditions"]
+    assert (conditions["runner"], conditions["quantization"]) == ("torch_runner", "float32")
+    assert conditions["command"].startswith("glass bench decode ")
+    assert conditions["machine"]["num_cores"] >= 1 and conditions["isa"].startswith("torch ")
     dense, half = result["rows"]
     assert (dense["sparsity"], half["sparsity"], half["effective_sparsity"]) == (0.0, 0.5, 0.5)
     assert dense["ratio_to_first"] == 1.0
@@ -60,10 +84,7 @@ def test_sparsities_alternate_and_every_timing_decodes_the_same_positions(model_
     settings = DecodeSettings(sparsities=(0.0, 0.25), num_tokens=3, prompt_tokens=4, repeats=2)
     model = TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
     runner = RecordingRunner(model, settings)
-    selector = PlanSelector(
-        num_layers=3, intermediate_size=88, statistics=None, magnitudes=lambda: np.ones((3, 88), np.float32)
-    )
-    measure_decode(runner, selector, settings, random_prompts(settings, VOCAB_SIZE), SilentProgress())
+    measure_decode(session_on(runner), settings, random_prompts(settings, VOCAB_SIZE), SilentProgress())
     prefills, warm_up, timed = runner.batches[:2], runner.batches[2:6], runner.batches[6:]
     assert all(row.collect_statistics and row.plan is None for batch in prefills for row in batch.rows)
     assert [batch.rows[0].start for batch in warm_up] == [4, 5, 4, 5]
@@ -110,9 +131,6 @@ def test_a_batch_that_does_not_fit_is_refused(model_dir: Path) -> None:
     model = TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
     settings = DecodeSettings(sparsities=(0.0,), prompt_tokens=4, num_tokens=3)
     runner = RecordingRunner(model, settings)
-    selector = PlanSelector(
-        num_layers=3, intermediate_size=88, statistics=None, magnitudes=lambda: np.ones((3, 88), np.float32)
-    )
     prompts = random_prompts(replace(settings, prompt_tokens=400), VOCAB_SIZE)
     with pytest.raises(ConfigurationError, match="KV blocks are needed for this batch, the runner has 1"):
-        measure_decode(runner, selector, settings, prompts, SilentProgress())
+        measure_decode(session_on(runner), settings, prompts, SilentProgress())

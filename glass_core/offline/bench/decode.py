@@ -4,18 +4,18 @@ All sparsities' sequences are prefilled once; then each repeat times every spars
 machine hits all of them alike. A timed run decodes the same tokens every time: it restarts from the end of the prompt.
 """
 
-import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from glass_core.api import SamplingParams, SparsityParams
 from glass_core.errors import ConfigurationError
-from glass_core.offline.bench.traffic import step_traffic
+from glass_core.offline.bench.session import Session
+from glass_core.offline.bench.spread import paired_ratio, spread
 from glass_core.offline.generation import OfflineSequence, decode_step, lay_out, prefill
 from glass_core.offline.progress import Progress
 from glass_core.runners.base import Runner
-from glass_core.sparsity.selection import PlanSelector
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,6 @@ class DecodeSettings:
     batch_size: int = 1
     repeats: int = 5
     seed: int = 0
-    bytes_per_weight: int = 4
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "prompt_tokens", "batch_size", "repeats"):
@@ -57,30 +56,26 @@ class Contestant:
         plan = self.sequences[0].plan
         return 0.0 if plan is None else plan.sparsity
 
-    def budgets(self) -> list[tuple[int, ...] | None]:
-        return [None if sequence.plan is None else sequence.plan.budgets for sequence in self.sequences]
+
+def run_decode(session: Session, settings: DecodeSettings, progress: Progress, command: str) -> dict[str, Any]:
+    """The result file's content: `conditions` and `rows`, for seeded random prompts."""
+    prompts = random_prompts(settings, session.spec.vocab_size)
+    rows = measure_decode(session, settings, prompts, progress)
+    return {"conditions": session.conditions(asdict(settings), command), "rows": rows}
 
 
 def measure_decode(
-    runner: Runner,
-    selector: PlanSelector,
-    settings: DecodeSettings,
-    prompts: Sequence[Sequence[int]],
-    progress: Progress,
+    session: Session, settings: DecodeSettings, prompts: Sequence[Sequence[int]], progress: Progress
 ) -> list[dict[str, float | int]]:
     """One result row per sparsity. `prompts` has batch_size prompts of prompt_tokens tokens."""
-    contestants = _prepare(runner, selector, settings, prompts)
-    for contestant in contestants:  # untimed: builds views, touches pages
-        _decode(runner, contestant.sequences, 2)
+    contestants = prepare_contestants(session, settings, prompts)
     with progress.task("decoding", settings.repeats * len(contestants)) as advance:
         for _ in range(settings.repeats):
             for contestant in contestants:
-                contestant.seconds.append(_decode(runner, contestant.sequences, settings.num_tokens))
+                contestant.seconds.append(time_decode(session.runner, contestant.sequences, settings.num_tokens))
                 advance()
-    for contestant in contestants:
-        for sequence in contestant.sequences:
-            runner.release(sequence.sequence_id)
-    return [_row(runner, settings, contestant, contestants[0]) for contestant in contestants]
+    release(session.runner, contestants)
+    return [_row(session, settings, contestant, contestants[0]) for contestant in contestants]
 
 
 def random_prompts(settings: DecodeSettings, vocab_size: int) -> list[list[int]]:
@@ -92,26 +87,35 @@ def random_prompts(settings: DecodeSettings, vocab_size: int) -> list[list[int]]
     return drawn
 
 
-def _prepare(
-    runner: Runner, selector: PlanSelector, settings: DecodeSettings, prompts: Sequence[Sequence[int]]
+def prepare_contestants(
+    session: Session, settings: DecodeSettings, prompts: Sequence[Sequence[int]]
 ) -> list[Contestant]:
-    """Prefill every contestant's sequences and select their plans."""
+    """Prefill every sparsity's sequences, select their plans, and decode a little, untimed: builds views, touches
+    pages. Raises ConfigurationError when the runner has no room for them."""
     sampling = SamplingParams(max_tokens=settings.num_tokens + 1, seed=settings.seed, temperature=0.0, ignore_eos=True)
     count = len(settings.sparsities)
     sequences = lay_out([*prompts] * count, [sampling] * (len(prompts) * count))
-    prefill(runner, sequences)
+    prefill(session.runner, sequences)
     contestants = []
     for index, sparsity in enumerate(settings.sparsities):
         own = sequences[index * len(prompts) : (index + 1) * len(prompts)]
         params = SparsityParams(sparsity=sparsity, method=settings.method, seed=settings.seed)
         for sequence in own:
             assert sequence.statistics is not None
-            sequence.plan = selector.select(params, sequence.statistics)
+            sequence.plan = session.selector.select(params, sequence.statistics)
         contestants.append(Contestant(sparsity, own))
+        time_decode(session.runner, own, min(2, settings.num_tokens))
     return contestants
 
 
-def _decode(runner: Runner, sequences: Sequence[OfflineSequence], num_tokens: int) -> float:
+def release(runner: Runner, contestants: Sequence[Contestant]) -> None:
+    """Drop the views of all sequences."""
+    for contestant in contestants:
+        for sequence in contestant.sequences:
+            runner.release(sequence.sequence_id)
+
+
+def time_decode(runner: Runner, sequences: Sequence[OfflineSequence], num_tokens: int) -> float:
     """Seconds for num_tokens decode steps from the end of the prompt."""
     for sequence in sequences:
         del sequence.generated[1:]
@@ -122,30 +126,29 @@ def _decode(runner: Runner, sequences: Sequence[OfflineSequence], num_tokens: in
 
 
 def _row(
-    runner: Runner, settings: DecodeSettings, contestant: Contestant, reference: Contestant
+    session: Session, settings: DecodeSettings, contestant: Contestant, reference: Contestant
 ) -> dict[str, float | int]:
     """Median and spread of the speeds; the ratio to the first sparsity is the median of the repeats' own ratios."""
     tokens = settings.num_tokens * settings.batch_size
-    speeds = [tokens / seconds for seconds in contestant.seconds]
-    traffic = step_traffic(
-        runner.spec,
-        contestant.budgets(),
+    speed = spread([tokens / seconds for seconds in contestant.seconds])
+    ratio = paired_ratio(reference.seconds, contestant.seconds)
+    traffic = session.traffic(
+        [sequence.plan for sequence in contestant.sequences],
         num_keys=settings.prompt_tokens + (settings.num_tokens + 1) / 2,
-        bytes_per_weight=settings.bytes_per_weight,
     )
-    median = statistics.median(speeds)
     bytes_per_token = traffic.total_bytes / settings.batch_size
-    ratios = [base / own for base, own in zip(reference.seconds, contestant.seconds, strict=True)]
     return {
         "sparsity": contestant.sparsity,
         "effective_sparsity": contestant.effective_sparsity,
-        "tokens_per_second": median,
-        "tokens_per_second_min": min(speeds),
-        "tokens_per_second_max": max(speeds),
-        "ratio_to_first": statistics.median(ratios),
+        "tokens_per_second": speed.median,
+        "tokens_per_second_min": speed.low,
+        "tokens_per_second_max": speed.high,
+        "ratio_to_first": ratio.median,
+        "ratio_to_first_min": ratio.low,
+        "ratio_to_first_max": ratio.high,
         "bytes_per_token": round(bytes_per_token),
         "ffn_bytes_per_token": round(traffic.ffn_bytes / settings.batch_size),
-        "gb_per_second": median * bytes_per_token / 1e9,
+        "gb_per_second": speed.median * bytes_per_token / 1e9,
         "batch_size": settings.batch_size,
         "num_tokens": settings.num_tokens,
     }

@@ -1,4 +1,4 @@
-"""Results of a benchmark as a table on the terminal."""
+"""Results of the benchmarks as tables on the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,24 +6,108 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+Result = Mapping[str, Any]
 
-def print_table(result: Mapping[str, Any], console: Console) -> None:
+
+def print_decode(result: Result, console: Console) -> None:
     """One line per sparsity: median speed and its spread, ratio to the first line, bytes, bandwidth."""
     conditions = result["conditions"]
-    title = (
-        f"decode · {conditions['model']} · {conditions['runner']} {conditions['dtype']} · batch "
-        f"{conditions['batch_size']} · {conditions['num_tokens']} tokens after {conditions['prompt_tokens']}"
-    )
-    table = Table("sparsity", title=title)
-    for name in ("tokens/s", "min - max", "ratio", "MB/token", "GB/s"):
-        table.add_column(name, justify="right")
+    size = f"batch {conditions['batch_size']} · {conditions['num_tokens']} tokens after {conditions['prompt_tokens']}"
+    columns = ("sparsity", "tokens/s", "min - max", "ratio", "MB/token", "GB/s")
+    table = _table(f"decode · {_engine(conditions)} · {size}", *columns)
     for row in result["rows"]:
         table.add_row(
             f"{row['sparsity']:g}",
-            f"{row['tokens_per_second']:.1f}",
-            f"{row['tokens_per_second_min']:.1f} - {row['tokens_per_second_max']:.1f}",
+            *_speed(row),
             f"{row['ratio_to_first']:.2f}",
             f"{row['bytes_per_token'] / 1e6:.1f}",
             f"{row['gb_per_second']:.1f}",
         )
     console.print(table)
+
+
+def print_prefill(result: Result, console: Console) -> None:
+    """One line per length."""
+    conditions = result["conditions"]
+    columns = ("prompt", "tokens/s", "min - max", "ms", "selection ms", "views ms", "share")
+    table = _table(f"prefill · {_engine(conditions)} · selection {conditions['method']}", *columns)
+    for row in result["rows"]:
+        table.add_row(
+            str(row["prompt_tokens"]),
+            *_speed(row),
+            f"{row['seconds'] * 1e3:.1f}",
+            f"{row['selection_seconds'] * 1e3:.2f}",
+            f"{row['view_seconds'] * 1e3:.2f}",
+            f"{row['selection_share']:.1%}",
+        )
+    console.print(table)
+
+
+def print_serving(result: Result, console: Console) -> None:
+    """One line per repeat, load and sparsity."""
+    conditions = result["conditions"]
+    size = f"{conditions['num_tokens']} tokens after {conditions['prompt_words']} words"
+    title = f"serving · {conditions['model']} · {size} · ms as p50 / p90 / p99"
+    table = _table(title, "load", "sparsity", "done", "tok/s", "TTFT", "ITL", "E2E", "goodput/s")
+    for row in result["rows"]:
+        table.add_row(
+            _load(row),
+            f"{row['sparsity']:g}",
+            f"{row['num_completed']}" + (f" (-{row['num_failed']})" if row["num_failed"] else ""),
+            f"{row['tokens_per_second']:.1f}",
+            *(_percentiles(row[name]) for name in ("ttft_ms", "itl_ms", "e2e_ms")),
+            f"{row['goodput_requests_per_second']:.2f}",
+        )
+    console.print(table)
+    share = max(row["generator_cpu_share"] for row in result["rows"])
+    console.print(f"the load generator used at most {share:.1%} of one processor")
+
+
+def print_compare(result: Result, console: Console) -> None:
+    """One line per thing compared, with the KL of both sides where it was measured."""
+    conditions = result["conditions"]
+    columns = ("what", "peer", "unit", "ours", "theirs", "ratio", "min - max", "KL ours", "KL theirs")
+    table = _table(f"compare · {_engine(conditions)} · {conditions['repeats']} repeats", *columns)
+    for row in result["rows"]:
+        table.add_row(
+            row["what"],
+            row["peer"],
+            row["unit"],
+            f"{row['ours']:.4g}",
+            f"{row['theirs']:.4g}",
+            f"{row['ratio']:.2f}",
+            f"{row['ratio_min']:.2f} - {row['ratio_max']:.2f}",
+            _number(row.get("kl_ours"), 4),
+            _number(row.get("kl_theirs"), 4),
+        )
+    console.print(table)
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(first, title=title)
+    for name in others:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _engine(conditions: Result) -> str:
+    kernels = f"{conditions['isa']} · {conditions['threads']} threads"
+    return f"{conditions['model']} · {conditions['runner']} {conditions['quantization']} · {kernels}"
+
+
+def _speed(row: Result) -> tuple[str, str]:
+    spread = f"{row['tokens_per_second_min']:.1f} - {row['tokens_per_second_max']:.1f}"
+    return f"{row['tokens_per_second']:.1f}", spread
+
+
+def _load(row: Result) -> str:
+    return f"{row['concurrency']} busy" if row["load"] == "closed" else f"{row['rate']:g}/s"
+
+
+def _percentiles(values: Mapping[str, float | None]) -> str:
+    found = [values[name] for name in ("p50", "p90", "p99")]
+    return " / ".join("-" if value is None else f"{value:.3g}" for value in found)
+
+
+def _number(value: float | None, digits: int = 1) -> str:
+    return "" if value is None else f"{value:.{digits}f}"

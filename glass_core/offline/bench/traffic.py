@@ -3,13 +3,23 @@
 Counted are weights and cached keys and values, each once per step for what is shared by the batch (attention
 projections, norms, LM head, a dense FFN) and once per row for what is not (a row's own pruned FFN, its cache).
 Activations and writes are not counted: they stay in the processor's caches.
+
+Two counts: from the model's sizes and bytes per weight, for a runner that gathers each row's neurons; and from a weight
+image's real sizes, scales and padding included, where no neuron is read twice in a step.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from glass_core.models.spec import ModelSpec
+from glass_core.runners.native.image import ImageHeader
 from glass_core.sparsity.flops import ffn_bytes
+from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
+
+_DOWN_GROUP = 32  # neurons that share one row of down_proj's scales
+_KV_VALUE_BYTES = 2  # the native runner's cache is bfloat16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,3 +62,40 @@ def _attention_weights(spec: ModelSpec) -> int:
     biases = (spec.q_size + 2 * spec.kv_size) * spec.qkv_bias + spec.hidden_size * spec.attention_output_bias
     norms = 2 * spec.hidden_size + 2 * spec.head_dim * spec.qk_norm
     return projections + biases + norms
+
+
+def image_step_traffic(header: ImageHeader, plans: Sequence[SparsityPlan | None], *, num_keys: float) -> StepTraffic:
+    """Bytes the native runner reads in a step with one row per entry of `plans` (None = dense): the union of the rows'
+    neurons once, and every other weight once."""
+    spec = header.spec
+    layers = range(spec.num_layers)
+    shared = sum(
+        tensor.num_bytes
+        for name, tensor in header.tensors.items()
+        if name.startswith("layers.") and not name.endswith((".ffn", ".ffn_down_scales"))
+    )
+    embedding = header.tensors["embed_tokens"]
+    head = embedding if spec.tie_word_embeddings else header.tensors["lm_head"]
+    return StepTraffic(
+        attention_bytes=shared,
+        ffn_bytes=sum(_layer_ffn_bytes(header, layer, _union(plans, layer)) for layer in layers),
+        head_bytes=head.num_bytes + header.tensors["norm"].num_bytes + len(plans) * embedding.row_bytes,
+        kv_bytes=round(len(plans) * 2 * spec.num_layers * num_keys * spec.kv_size * _KV_VALUE_BYTES),
+    )
+
+
+def _union(plans: Sequence[SparsityPlan | None], layer: int) -> NeuronIndices | None:
+    """Neurons any row keeps; None = all of them."""
+    kept = [plan.neurons[layer] for plan in plans if plan is not None]
+    if len(kept) < len(plans):
+        return None
+    return np.unique(np.concatenate(kept))
+
+
+def _layer_ffn_bytes(header: ImageHeader, layer: int, neurons: NeuronIndices | None) -> int:
+    """Records of the neurons, and the scales of every group of down_proj that has one of them."""
+    records, scales = header.tensors[f"layers.{layer}.ffn"], header.tensors.get(f"layers.{layer}.ffn_down_scales")
+    scale_row = 0 if scales is None else scales.row_bytes
+    if neurons is None:
+        return records.num_bytes + (0 if scales is None else scales.num_bytes)
+    return len(neurons) * records.row_bytes + len(np.unique(neurons // _DOWN_GROUP)) * scale_row

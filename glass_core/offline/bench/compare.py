@@ -1,0 +1,198 @@
+"""`glass bench compare`: our runner and llama.cpp in one run, taking turns, so that a ratio compares like with like.
+
+Machines drift by more than the differences that matter. So each repeat measures both sides back to back, the order
+swaps from repeat to repeat, and the ratio reported is the median of the repeats' own ratios, with their range.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from glass_core.errors import ConfigurationError
+from glass_core.offline.bench.decode import (
+    Contestant,
+    DecodeSettings,
+    prepare_contestants,
+    random_prompts,
+    release,
+    time_decode,
+)
+from glass_core.offline.bench.llama_cpp import LlamaBench
+from glass_core.offline.bench.prefill import PrefillSettings, PromptTimings, prompt_timings, run_prompt
+from glass_core.offline.bench.session import Session
+from glass_core.offline.bench.spread import paired_ratio, spread
+from glass_core.offline.progress import Progress
+
+MIN_REPEATS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CompareSettings:
+    """What both sides do: prompts of `prefill_tokens`, and `num_tokens` tokens decoded after `prompt_tokens`."""
+
+    sparsities: tuple[float, ...] = (0.0, 0.5)
+    method: str = "griffin"
+    num_tokens: int = 128
+    prompt_tokens: int = 32
+    prefill_tokens: tuple[int, ...] = (512,)
+    repeats: int = MIN_REPEATS
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.repeats < MIN_REPEATS:
+            raise ConfigurationError(f"repeats must be at least {MIN_REPEATS} for a median, got {self.repeats}")
+
+    def decode(self) -> DecodeSettings:
+        return DecodeSettings(
+            sparsities=self.sparsities,
+            method=self.method,
+            num_tokens=self.num_tokens,
+            prompt_tokens=self.prompt_tokens,
+            repeats=self.repeats,
+            seed=self.seed,
+        )
+
+    def prefill(self) -> PrefillSettings:
+        return PrefillSettings(prompt_tokens=self.prefill_tokens, repeats=self.repeats, seed=self.seed)
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Positions the longest sequence uses."""
+        return max(self.decode().max_sequence_tokens, self.prefill().max_sequence_tokens)
+
+
+@dataclass(slots=True)
+class Paired:
+    """One thing measured on both sides, per repeat."""
+
+    what: str
+    peer: str
+    unit: str = "tokens/s"
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Medians of both sides and the spread of ours / theirs."""
+        ratio = paired_ratio(self.ours, self.theirs)
+        return {
+            "what": self.what,
+            "peer": self.peer,
+            "unit": self.unit,
+            "ours": spread(self.ours).median,
+            "theirs": spread(self.theirs).median,
+            "ratio": ratio.median,
+            "ratio_min": ratio.low,
+            "ratio_max": ratio.high,
+            **self.extra,
+        }
+
+
+def alternate(repeat: int, ours: Callable[[], None], theirs: Callable[[], None]) -> None:
+    """Run both, ours first in even repeats."""
+    for side in (ours, theirs) if repeat % 2 == 0 else (theirs, ours):
+        side()
+
+
+def compare_engines(
+    session: Session, peers: Sequence[LlamaBench], settings: CompareSettings, progress: Progress
+) -> list[dict[str, Any]]:
+    """Rows for decode at every sparsity and prefill at every length, against every peer, and for our sparse decode
+    against our dense one when 0 is the first sparsity."""
+    race = _Race(session, peers, settings)
+    with progress.task("comparing", settings.repeats) as advance:
+        for repeat in range(settings.repeats):
+            alternate(repeat, race.run_ours, race.run_theirs)
+            advance()
+    race.close()
+    return [pair.row() for pair in race.pairs()]
+
+
+class _Race:
+    """Both sides' measurements of every repeat."""
+
+    def __init__(self, session: Session, peers: Sequence[LlamaBench], settings: CompareSettings) -> None:
+        self._session, self._peers, self._settings = session, peers, settings
+        decode = settings.decode()
+        self._contestants = prepare_contestants(session, decode, random_prompts(decode, session.spec.vocab_size))
+        self._prompts = prompt_timings(session, settings.prefill())
+        self._their_decode: dict[str, list[float]] = {peer.gguf.name: [] for peer in peers}
+        self._their_prefill: dict[str, list[list[float]]] = {peer.gguf.name: [] for peer in peers}
+        for prompt in self._prompts:  # untimed
+            self._time_prompt(prompt)
+            prompt.prefill.clear()
+
+    def run_ours(self) -> None:
+        for contestant in self._contestants:
+            seconds = time_decode(self._session.runner, contestant.sequences, self._settings.num_tokens)
+            contestant.seconds.append(seconds)
+        for prompt in self._prompts:
+            self._time_prompt(prompt)
+
+    def run_theirs(self) -> None:
+        settings = self._settings
+        for peer in self._peers:
+            speed = peer.decode_speed(num_tokens=settings.num_tokens, depth=settings.prompt_tokens)
+            self._their_decode[peer.gguf.name].append(speed)
+            self._their_prefill[peer.gguf.name].append(peer.prefill_speeds(settings.prefill_tokens))
+
+    def close(self) -> None:
+        release(self._session.runner, self._contestants)
+
+    def pairs(self) -> list[Paired]:
+        """Everything measured, each as ours against one peer's."""
+        pairs = [
+            self._decode_pair(contestant, peer.gguf.name) for peer in self._peers for contestant in self._contestants
+        ]
+        for peer in self._peers:
+            pairs += [self._prefill_pair(index, peer.gguf.name) for index in range(len(self._prompts))]
+        first, *others = self._contestants
+        if first.sparsity == 0:
+            pairs += [self._own_pair(contestant, first) for contestant in others]
+        return pairs
+
+    def _time_prompt(self, prompt: PromptTimings) -> None:
+        start = time.perf_counter()
+        run_prompt(self._session, self._settings.prefill(), prompt.prompt)
+        prompt.prefill.append(time.perf_counter() - start)
+
+    def _speeds(self, contestant: Contestant) -> list[float]:
+        return [self._settings.num_tokens / seconds for seconds in contestant.seconds]
+
+    def _decode_pair(self, contestant: Contestant, peer: str) -> Paired:
+        return Paired(
+            f"decode, {_title(contestant.sparsity)}, batch 1",
+            peer,
+            ours=self._speeds(contestant),
+            theirs=self._their_decode[peer],
+            extra=self._sparsities(contestant),
+        )
+
+    def _own_pair(self, contestant: Contestant, dense: Contestant) -> Paired:
+        return Paired(
+            f"decode, {_title(contestant.sparsity)}, batch 1",
+            "own dense",
+            ours=self._speeds(contestant),
+            theirs=self._speeds(dense),
+            extra=self._sparsities(contestant),
+        )
+
+    def _sparsities(self, contestant: Contestant) -> dict[str, Any]:
+        plans = [sequence.plan for sequence in contestant.sequences]
+        num_keys = self._settings.prompt_tokens + (self._settings.num_tokens + 1) / 2
+        return {
+            "sparsity": contestant.sparsity,
+            "effective_sparsity": contestant.effective_sparsity,
+            "bytes_per_token": self._session.traffic(plans, num_keys).total_bytes,
+        }
+
+    def _prefill_pair(self, index: int, peer: str) -> Paired:
+        length = len(self._prompts[index].prompt)
+        ours = [length / seconds for seconds in self._prompts[index].prefill]
+        theirs = [speeds[index] for speeds in self._their_prefill[peer]]
+        return Paired(f"prefill, {length} tokens", peer, ours=ours, theirs=theirs)
+
+
+def _title(sparsity: float) -> str:
+    return "dense" if sparsity == 0 else f"sparsity {sparsity:g}"

@@ -1,0 +1,131 @@
+"""A loaded runner for a benchmark, what is known about its weights, and the conditions every result carries."""
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from glass_core.checkpoint.json_file import read_json_object
+from glass_core.config import CacheConfig, EngineConfig
+from glass_core.engine.loading import load_runner, load_statistics
+from glass_core.engine.runner_choice import NATIVE, choose_runner
+from glass_core.models.registry import load_spec
+from glass_core.models.spec import ModelSpec
+from glass_core.offline.bench.traffic import StepTraffic, image_step_traffic, step_traffic
+from glass_core.offline.generation import cache_for
+from glass_core.offline.provenance import commit, machine, num_cores, versions
+from glass_core.runners.base import Runner
+from glass_core.runners.native.image import ImageHeader, image_path, read_image
+from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.selection import PlanSelector
+
+if TYPE_CHECKING:
+    from glass_core.offline.bench.random_model import RandomModel  # and with it the GGUF library
+
+DTYPE_BYTES: Mapping[str, int] = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A runner ready to be timed. `image` is the weight image it runs on, None for a runner without one."""
+
+    config: EngineConfig
+    runner: Runner
+    selector: PlanSelector
+    image: ImageHeader | None
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self.runner.spec
+
+    def traffic(self, plans: Sequence[SparsityPlan | None], num_keys: float) -> StepTraffic:
+        """Bytes of a decode step with one row per plan, each attending to `num_keys` keys on average."""
+        if self.image is not None:
+            return image_step_traffic(self.image, plans, num_keys=num_keys)
+        return step_traffic(
+            self.spec,
+            [None if plan is None else plan.budgets for plan in plans],
+            num_keys=num_keys,
+            bytes_per_weight=DTYPE_BYTES[self.config.dtype],
+        )
+
+    def conditions(self, settings: Mapping[str, Any], command: str) -> dict[str, Any]:
+        """What a result must say about how it came about. `settings` are the benchmark's own."""
+        return {
+            "model": self.config.model_name,
+            "runner": self.config.runner,
+            "dtype": self.config.dtype,
+            "quantization": self.config.dtype if self.image is None else self.image.format,
+            "device": self.config.device,
+            "threads": self.config.num_threads or num_cores(),
+            "isa": instruction_set(self.runner),
+            **settings,
+            **surroundings(command),
+        }
+
+
+def surroundings(command: str) -> dict[str, Any]:
+    """The conditions that do not depend on the model."""
+    return {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
+
+
+@contextmanager
+def open_session(config: EngineConfig, *, num_sequences: int, num_tokens: int) -> Iterator[Session]:
+    """Load the runner with KV memory for exactly so many sequences of so many tokens, whatever the config says."""
+    spec = load_spec(read_json_object(config.model_path / "config.json"))
+    chosen = choose_runner(config).config
+    sized = replace(chosen, cache=_cache(chosen, spec, num_sequences, num_tokens))
+    runner = load_runner(sized)
+    try:
+        yield Session(sized, runner, _selector(sized, runner), _find_image(sized))
+    finally:
+        runner.close()
+
+
+@contextmanager
+def open_random_session(
+    model: "RandomModel", *, num_threads: int | None, num_sequences: int, num_tokens: int
+) -> Iterator[Session]:
+    """As `open_session` for a random model, which is an image and nothing else: the native runner's only."""
+    from glass_core.runners.native.runner import NativeRunner  # noqa: PLC0415  needs the compiled extension
+
+    header = read_image(image_path(model.folder, model.image_format))
+    config = EngineConfig(
+        model.folder, model.folder.name, runner=NATIVE, dtype=model.image_format, num_threads=num_threads
+    )
+    sized = replace(config, cache=_cache(config, header.spec, num_sequences, num_tokens))
+    runner = NativeRunner(header, sized.cache, num_threads=num_threads)
+    try:
+        yield Session(sized, runner, _selector(sized, runner), header)
+    finally:
+        runner.close()
+
+
+def _find_image(config: EngineConfig) -> ImageHeader | None:
+    """The weight image a config's runner uses; None where it uses none."""
+    return read_image(image_path(config.model_path, config.dtype)) if config.runner == NATIVE else None
+
+
+def instruction_set(runner: Runner) -> str | None:
+    """What the kernels use, as far as the runner or its framework says."""
+    named = getattr(runner, "isa", None)
+    if named is not None:
+        return str(named)
+    torch = sys.modules.get("torch")
+    return None if torch is None else f"torch {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cache(config: EngineConfig, spec: ModelSpec, num_sequences: int, num_tokens: int) -> CacheConfig:
+    bytes_per_value = DTYPE_BYTES.get(config.dtype, 2)
+    return cache_for(spec, num_sequences=num_sequences, num_tokens=num_tokens, bytes_per_value=bytes_per_value)
+
+
+def _selector(config: EngineConfig, runner: Runner) -> PlanSelector:
+    found = load_statistics(config, runner.fingerprint)
+    return PlanSelector(
+        num_layers=runner.spec.num_layers,
+        intermediate_size=runner.spec.intermediate_size,
+        statistics=None if found is None else found[0],
+        magnitudes=runner.neuron_magnitudes,
+    )

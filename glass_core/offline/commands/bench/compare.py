@@ -1,0 +1,162 @@
+"""Ratios to llama.cpp, both sides taking turns in one run.
+
+Give paths of llama.cpp's `llama-bench` and of a GGUF file of the same model; several --gguf make several peers. Each
+repeat measures both sides back to back, in swapping order; a ratio is the median of the repeats' own ratios.
+llama-bench samples no tokens, we do. With --llama-server the two HTTP servers are compared as well. With --quality the
+table has KL(fp32 || side) per token of the fp32 model's own answers: of our side under each sparsity's plan, and, where
+there is a --llama-server, of the peer.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from glass_core.errors import ConfigurationError
+from glass_core.offline.commands.bench.flags import (
+    add_common,
+    add_engine,
+    add_model,
+    finish,
+    random_model_of,
+    session_of,
+)
+
+if TYPE_CHECKING:
+    from glass_core.offline.bench.compare import CompareSettings
+    from glass_core.offline.bench.llama_cpp import LlamaBench
+    from glass_core.offline.bench.session import Session
+
+HELP = "ratios to llama.cpp, taking turns in one run"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--llama-bench", type=Path, required=True, metavar="PATH", help="llama.cpp's benchmark program")
+    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="llama.cpp's server: compare over HTTP too")
+    parser.add_argument("--gguf", type=Path, action="append", metavar="FILE", help="the peer's model; may be repeated")
+    parser.add_argument("--sparsities", default="0,0.5", help="comma-separated (default: 0,0.5)")
+    parser.add_argument("--method", default="griffin", help="selection method; speed does not depend on it")
+    parser.add_argument("--num-tokens", type=int, default=128, help="tokens decoded per timing (default: 128)")
+    parser.add_argument("--prompt-tokens", type=int, default=32, help="tokens in the cache before (default: 32)")
+    parser.add_argument("--prefill-tokens", default="512", help="comma-separated (default: 512)")
+    parser.add_argument("--concurrency", default="1,8", help="requests in flight over HTTP (default: 1,8)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of both sides, at least 5 (default: 5)")
+    parser.add_argument("--quality", action="store_true", help="measure the KL to fp32 of both sides' settings")
+    parser.add_argument("--quality-tokens", type=int, default=256, help="answer tokens scored (default: 256)")
+    add_engine(parser)
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from glass_core.offline.bench.report import print_compare
+
+    settings = _settings(args)
+    peers = _peers(args)
+    num_sequences = len(settings.sparsities) + 1
+    with session_of(args, num_sequences=num_sequences, num_tokens=settings.max_sequence_tokens) as session:
+        result = _engines(args, session, peers, settings)
+        if args.quality:
+            _add_quality(args, session, peers, settings, result)
+    if args.llama_server is not None:
+        result["rows"] += _servers(args, peers)
+    print_compare(result, Console())
+    return finish(args, result)
+
+
+def _settings(args: argparse.Namespace) -> "CompareSettings":
+    from glass_core.offline.bench.compare import CompareSettings
+    from glass_core.offline.flags import parse_counts, parse_floats
+
+    if args.random is not None and (args.quality or args.llama_server is not None):
+        raise ConfigurationError("a --random model has no tokenizer and no meaning: no --quality, no --llama-server")
+    return CompareSettings(
+        sparsities=parse_floats(args.sparsities, "--sparsities"),
+        method=args.method,
+        num_tokens=args.num_tokens,
+        prompt_tokens=args.prompt_tokens,
+        prefill_tokens=parse_counts(args.prefill_tokens, "--prefill-tokens"),
+        repeats=args.repeats,
+        seed=args.seed,
+    )
+
+
+def _peers(args: argparse.Namespace) -> list["LlamaBench"]:
+    """One per GGUF file. A random model brings its own."""
+    from glass_core.offline.bench.llama_cpp import LlamaBench
+    from glass_core.offline.provenance import num_cores
+
+    own = [] if args.random is None else [random_model_of(args).gguf]
+    files = [*own, *(args.gguf or [])]
+    if not files:
+        raise ConfigurationError("--gguf FILE is needed: the peer's model")
+    for path in (args.llama_bench, *files):
+        if not path.is_file():
+            raise ConfigurationError(f"no such file: {path}")
+    return [LlamaBench(args.llama_bench, path, args.threads or num_cores()) for path in files]
+
+
+def _engines(
+    args: argparse.Namespace, session: "Session", peers: list["LlamaBench"], settings: "CompareSettings"
+) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from glass_core.offline.bench.compare import compare_engines
+    from glass_core.offline.progress import ConsoleProgress
+
+    conditions = session.conditions(asdict(settings), args.command_line)
+    conditions["peers"] = [peer.description() for peer in peers]
+    return {"conditions": conditions, "rows": compare_engines(session, peers, settings, ConsoleProgress())}
+
+
+def _add_quality(
+    args: argparse.Namespace,
+    session: "Session",
+    peers: list["LlamaBench"],
+    settings: "CompareSettings",
+    result: dict[str, Any],
+) -> None:
+    """Measure, and put the KL of both sides into the rows they belong to."""
+    from glass_core.offline.bench.quality import add_quality, measure_quality
+    from glass_core.offline.progress import ConsoleProgress
+
+    quality = measure_quality(
+        session,
+        [(args.llama_server, peer.gguf, peer.num_threads) for peer in peers if args.llama_server is not None],
+        sparsities=settings.sparsities,
+        num_tokens=args.quality_tokens,
+        seed=args.seed,
+        progress=ConsoleProgress(),
+    )
+    result["quality"] = quality
+    add_quality(result["rows"], quality)
+
+
+def _servers(args: argparse.Namespace, peers: list["LlamaBench"]) -> list[dict[str, Any]]:
+    from glass_core.offline.bench.compare_servers import ServerPair, compare_servers
+    from glass_core.offline.bench.serving import ServingSettings, loads_of
+    from glass_core.offline.commands.bench.flags import engine_config
+    from glass_core.offline.commands.bench.serving import server_flags
+    from glass_core.offline.flags import parse_counts, parse_floats
+    from glass_core.offline.progress import ConsoleProgress
+
+    serving = ServingSettings(
+        loads=loads_of(parse_counts(args.concurrency, "--concurrency"), ()),
+        sparsities=parse_floats(args.sparsities, "--sparsities"),
+        prompt_words=args.prompt_tokens,
+        num_tokens=args.num_tokens,
+        repeats=args.repeats,
+        seed=args.seed,
+    )
+    rows = []
+    for peer in peers:
+        pair = ServerPair(
+            model=str(engine_config(args).model_path),
+            flags=tuple(server_flags(args)),
+            llama_server=args.llama_server,
+            gguf=peer.gguf,
+            num_threads=peer.num_threads,
+        )
+        rows += compare_servers(pair, serving, ConsoleProgress())
+    return rows

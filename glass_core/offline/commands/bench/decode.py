@@ -1,0 +1,48 @@
+"""Decode speed for a sweep of sparsities.
+
+Every sparsity's sequences are prefilled once, then each repeat times all sparsities in turn, so that their ratios hold
+even where the machine's speed drifts. Bytes per token are those of the weights and cached keys and values that one
+decode step must read; GB/s is their product with tokens/s.
+"""
+
+import argparse
+
+from glass_core.offline.commands.bench.flags import add_common, add_engine, add_model, finish, session_of
+
+HELP = "decode speed for a sweep of sparsities"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--sparsities", default="0,0.5", help="comma-separated (default: 0,0.5)")
+    parser.add_argument("--method", default="griffin", help="selection method; speed does not depend on it")
+    parser.add_argument("--num-tokens", type=int, default=64, help="decode steps per timing (default: 64)")
+    parser.add_argument("--prompt-tokens", type=int, default=32, help="random prompt tokens (default: 32)")
+    parser.add_argument("--batch-size", type=int, default=1, help="sequences decoded together (default: 1)")
+    parser.add_argument("--repeats", type=int, default=5, help="timings per sparsity (default: 5)")
+    add_engine(parser)
+    add_common(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from glass_core.offline.bench.decode import DecodeSettings, run_decode
+    from glass_core.offline.bench.report import print_decode
+    from glass_core.offline.flags import parse_floats
+    from glass_core.offline.progress import ConsoleProgress
+
+    settings = DecodeSettings(
+        sparsities=parse_floats(args.sparsities, "--sparsities"),
+        method=args.method,
+        num_tokens=args.num_tokens,
+        prompt_tokens=args.prompt_tokens,
+        batch_size=args.batch_size,
+        repeats=args.repeats,
+        seed=args.seed,
+    )
+    num_sequences = len(settings.sparsities) * settings.batch_size
+    with session_of(args, num_sequences=num_sequences, num_tokens=settings.max_sequence_tokens) as session:
+        result = run_decode(session, settings, ConsoleProgress(), args.command_line)
+    print_decode(result, Console())
+    return finish(args, result)
