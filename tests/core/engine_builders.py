@@ -7,19 +7,20 @@ from pathlib import Path
 from glass_core.api import GenerationRequest, SamplingParams, SparsityParams, TokenEvent
 from glass_core.config import CacheConfig, EngineConfig, SchedulerConfig
 from glass_core.engine.engine import Engine
+from glass_core.runners.base import Runner
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.selection import PlanSelector
-from tests.fakes_runner import EOS, FakeRunner
+from tests.fakes_runner import EOS, FakeRunner, plan_key
 
 DENSE = SparsityParams()
 GRIFFIN = SparsityParams(sparsity=0.5, method="griffin")
 
 
 class CountingSelector(PlanSelector):
-    """The real selector without an artifact; counts what it selected and fails on demand."""
+    """The real selector without an artifact; notes what it selected and fails on demand."""
 
-    def __init__(self, runner: FakeRunner) -> None:
+    def __init__(self, runner: Runner) -> None:
         super().__init__(
             num_layers=runner.spec.num_layers,
             intermediate_size=runner.spec.intermediate_size,
@@ -28,6 +29,7 @@ class CountingSelector(PlanSelector):
         )
         self.num_tokens_seen: list[int] = []
         self.bits_seen: list[bytes] = []
+        self.plans: list[str] = []
         self.failures: list[Exception] = []
 
     def select(self, params: SparsityParams, local: LocalStatistics) -> SparsityPlan | None:
@@ -35,7 +37,9 @@ class CountingSelector(PlanSelector):
         self.bits_seen.append(bits_of(local))
         if self.failures:
             raise self.failures.pop()
-        return super().select(params, local)
+        plan = super().select(params, local)
+        self.plans.append(plan_key(plan))
+        return plan
 
 
 def engine_config(

@@ -12,22 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from glass_core.api import SparsityParams
-from glass_core.config import CacheConfig, EngineConfig, SchedulerConfig
-from glass_core.engine.loading import assemble_engine
 from glass_core.errors import EngineFailureError
-from glass_core.runners.base import StepBatch, StepResult, StepRow
+from glass_core.runners.base import StepBatch, StepRow
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
 from glass_core.sparsity.local_stats import LocalStatistics
-from tests.core.engine_builders import DENSE, GRIFFIN, bits_of, make_request, run_to_end, tokens_of
-from tests.fakes_runner import fake_spec, plan_key
+from tests.core.engine_builders import bits_of
+from tests.core.prefix_traffic import CACHE, serve_alike
+from tests.fakes_runner import fake_spec
 from tests.parity.harness import Harness, make_row
 from tests.parity.variants import VARIANTS, Variant, random_tokens
 from tests.tiny_models import save_tiny_model
 
-MILD = SparsityParams(sparsity=0.3, method="griffin")
 MODELS = [variant for variant in VARIANTS if variant.name in ("llama", "mistral-window", "qwen3")]
 SPEC = fake_spec()
 
@@ -123,46 +120,9 @@ def test_two_rows_of_a_step_read_the_same_blocks(harness: Harness) -> None:
         torch.testing.assert_close(ours[-1], reference, atol=1e-4, rtol=1e-4)
 
 
-class PlanRecorder(TorchRunner):
-    """Notes under which plan each sequence decodes."""
-
-    def __init__(self, model: TorchModel, cache: CacheConfig) -> None:
-        super().__init__(model, cache)
-        self.plans: dict[str, str] = {}
-
-    def execute(self, batch: StepBatch) -> StepResult:
-        self.plans.update({row.sequence_id: plan_key(row.plan) for row in batch.rows if row.plan is not None})
-        return super().execute(batch)
-
-
-def serve(model: Path, *, enable_prefix_caching: bool) -> tuple[dict[str, list[int]], dict[str, str], int]:
-    """Answers and plans of prompts that begin alike, and the tokens found in the cache."""
-    config = EngineConfig(
-        model_path=model,
-        model_name="tiny",
-        scheduler=SchedulerConfig(max_num_sequences=3, max_step_tokens=13),
-        cache=CacheConfig(block_size=4, kv_cache_bytes=1 << 19, enable_prefix_caching=enable_prefix_caching),
-    )
-    recorder = PlanRecorder(TorchModel.load(model, dtype=torch.float32, device="cpu"), config.cache)
-    engine = assemble_engine(recorder, config)
-    prompt = random_tokens(21, seed=3)
-    prompts = [(*prompt[:18], 7, 8), prompt, (*prompt[:18], 9), (*prompt, 11, 12, 13, 14), (*prompt[:10], 1, 2), prompt]
-    answers = {}
-    for index, tokens in enumerate(prompts):
-        for sparsity in (GRIFFIN, MILD, DENSE):
-            name = f"{index} {sparsity.sparsity}"
-            engine.add(make_request(name, tokens, max_tokens=6, sparsity=sparsity))
-        events = run_to_end(engine)
-        answers.update({event.request_id: tokens_of(events, event.request_id) for event in events})
-    return answers, recorder.plans, engine.stats().prefix_cache_hits
-
-
 @pytest.mark.parametrize("variant", MODELS, ids=lambda variant: variant.name)
 def test_plans_and_answers_are_those_of_an_engine_without_a_cache(variant: Variant, tmp_path: Path) -> None:
-    model = variant.save(tmp_path)
-    answers, plans, hits = serve(model, enable_prefix_caching=True)
-    expected_answers, expected_plans, no_hits = serve(model, enable_prefix_caching=False)
-    assert (answers, plans) == (expected_answers, expected_plans)
-    assert len(set(expected_plans.values())) > 2
-    assert hits > 100
-    assert no_hits == 0
+    model = TorchModel.load(variant.save(tmp_path), dtype=torch.float32, device="cpu")
+    cached, plain = (serve_alike(TorchRunner(model, CACHE), enable_prefix_caching=enabled) for enabled in (True, False))
+    assert (cached.answers, cached.plans) == (plain.answers, plain.plans)
+    assert (cached.num_hits > 100, plain.num_hits) == (True, 0)
