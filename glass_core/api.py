@@ -242,7 +242,8 @@ class EngineClient(Protocol):
         """Raise EngineUnavailableError when the engine thread is dead."""
 
     async def submit(self, request: GenerationRequest) -> AsyncGenerator[TokenEvent, None]:
-        """Queue a request and return its event stream; closing the stream early aborts the sequence.
+        """Queue a request and return its event stream; closing the stream early aborts the sequence, a read that is
+        cancelled leaves it as it was.
 
         Raises before anything is queued: InvalidRequestError, ContextLengthError, MissingStatisticsError,
         QueueFullError, EngineUnavailableError. The stream raises EngineFailureError when a step fails.

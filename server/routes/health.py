@@ -1,5 +1,6 @@
 """`GET /health` (the process and its engine thread live), `/ready` (send traffic), `/version`."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter
@@ -29,9 +30,10 @@ async def ready(model: ModelDep) -> dict[str, str]:
 
 @router.get("/version")
 async def version(backend: BackendDep) -> dict[str, Any]:
-    """This server's version and, once loaded, what the engine is and can do."""
+    """This server's version, the event loop it runs on and, once loaded, what the engine is and can do."""
     engine = None if backend.model is None else _describe(backend.model.engine.info)
-    return {"version": __version__, "engine": engine}
+    event_loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
+    return {"version": __version__, "event_loop": event_loop, "engine": engine}
 
 
 def _describe(info: EngineInfo) -> dict[str, Any]:

@@ -65,7 +65,7 @@ async def test_health_lives_while_loading_and_draining(
     backend.model = None
     assert (await client.get("/health")).status_code == 200
     assert (await client.get("/metrics")).status_code == 200
-    assert (await client.get("/version")).json() == {"version": __version__, "engine": None}
+    assert (await client.get("/version")).json() == {"version": __version__, "event_loop": "asyncio", "engine": None}
 
 
 async def test_a_dead_engine_is_not_ready(client: httpx.AsyncClient, engine: FakeEngineClient) -> None:
