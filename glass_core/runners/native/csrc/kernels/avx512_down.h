@@ -20,13 +20,15 @@ struct Z512 {
     int32_t unused;
 };
 
-// One group's neurons: their columns, those of a later group to prefetch, and the group's scales.
+// One group's neurons: their columns and the group's scales, and the same of the next group, to prefetch.
 struct Group512 {
     const uint8_t* columns[kGroup];
     const uint8_t* ahead[kGroup];
     int32_t quads;
     const uint16_t* d;
     const uint16_t* m;
+    const uint16_t* d_ahead;
+    const uint16_t* m_ahead;
 };
 
 // False if all z are 0. Same rounding as quantize_down.
@@ -53,107 +55,177 @@ inline bool quantize_z(const float* z, int32_t n, int32_t row, Z512& out) {
     return true;
 }
 
-// 64 codes of a column as bytes, dwords transposed (dword 4L+j = outputs 16j+4L..): what interleave4 puts in order.
-template <Format F>
-inline __m512i load_column(const uint8_t* column, int32_t chunk) {
-    if constexpr (F == Format::q8) {
+// Outputs go in blocks of 16*V: V = 8 (128 outputs, two q4 chunks) or V = 4 (one chunk of either format).
+template <Format F, int V>
+inline constexpr int32_t kBlockBytes = F == Format::q4 ? 8 * V : 16 * V;
+
+// The bytes of a column's block with dwords transposed (dword 4L+j = bytes 16j+4L..): interleave4 puts them in order.
+template <Format F, int V>
+inline __m512i load_column(const uint8_t* column) {
+    if constexpr (kBlockBytes<F, V> == 64) {
         const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
-        return _mm512_permutexvar_epi32(order, _mm512_loadu_si512(column + 64 * chunk));
+        return _mm512_permutexvar_epi32(order, _mm512_loadu_si512(column));
     }
-    // outputs 32.. are the high nibbles of the same bytes: dwords 8..15 are dwords 0..7 shifted
-    const __m512i order = _mm512_set_epi32(7, 3, 7, 3, 6, 2, 6, 2, 5, 1, 5, 1, 4, 0, 4, 0);
-    const __m512i shift = _mm512_set_epi32(4, 4, 0, 0, 4, 4, 0, 0, 4, 4, 0, 0, 4, 4, 0, 0);
-    const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(column + 32 * chunk));
-    const __m512i spread = _mm512_permutexvar_epi32(order, _mm512_castsi256_si512(packed));
-    return _mm512_and_si512(_mm512_srlv_epi32(spread, shift), _mm512_set1_epi8(15));
+    const __m512i order = _mm512_set_epi32(0, 0, 7, 3, 0, 0, 6, 2, 0, 0, 5, 1, 0, 0, 4, 0);
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(column));
+    return _mm512_permutexvar_epi32(order, _mm512_castsi256_si512(bytes));
 }
 
-// out[j] dword e = the codes of 4 neurons for output 16j + e.
-inline void interleave4(const __m512i v[4], __m512i out[4]) {
-    const __m512i a = _mm512_unpacklo_epi8(v[0], v[1]), b = _mm512_unpackhi_epi8(v[0], v[1]);
-    const __m512i c = _mm512_unpacklo_epi8(v[2], v[3]), d = _mm512_unpackhi_epi8(v[2], v[3]);
-    out[0] = _mm512_unpacklo_epi16(a, c);
-    out[1] = _mm512_unpackhi_epi16(a, c);
-    out[2] = _mm512_unpacklo_epi16(b, d);
-    out[3] = _mm512_unpackhi_epi16(b, d);
+// out[j] dword e = byte 16j + e of 4 columns; N = 2 leaves out the upper 32 bytes.
+template <int N>
+inline void interleave4(const __m512i v[4], __m512i out[N]) {
+    const __m512i a = _mm512_unpacklo_epi8(v[0], v[1]), b = _mm512_unpacklo_epi8(v[2], v[3]);
+    out[0] = _mm512_unpacklo_epi16(a, b);
+    out[1] = _mm512_unpackhi_epi16(a, b);
+    if constexpr (N == 4) {
+        const __m512i c = _mm512_unpackhi_epi8(v[0], v[1]), d = _mm512_unpackhi_epi8(v[2], v[3]);
+        out[2] = _mm512_unpacklo_epi16(c, d);
+        out[3] = _mm512_unpackhi_epi16(c, d);
+    }
 }
 
-// 64 outputs of one group.
-struct DownBlock {
-    __m512i codes[8][4];
-    __m512 d[4];
-    __m512 m[4];
+// out[v] dword e = the codes of a quad of neurons for output 16v + e of the block that starts at byte `at`.
+template <Format F, int V>
+inline void load_quad(const Group512& group, int32_t quad, int32_t at, __m512i out[V]) {
+    constexpr int N = kBlockBytes<F, V> / 16;
+    __m512i columns[4], bytes[N];
+    for (int i = 0; i < 4; ++i) {
+        columns[i] = load_column<F, V>(group.columns[4 * quad + i] + at);
+        _mm_prefetch(reinterpret_cast<const char*>(group.ahead[4 * quad + i] + at), _MM_HINT_T0);
+    }
+    interleave4<N>(columns, bytes);
+    for (int j = 0; j < N; ++j) {
+        if constexpr (F == Format::q8) {
+            out[j] = bytes[j];
+        } else {
+            // of each chunk of 64 outputs, the low nibbles are the first 32
+            out[j / 2 * 4 + j % 2] = _mm512_and_si512(bytes[j], _mm512_set1_epi8(15));
+            out[j / 2 * 4 + j % 2 + 2] = _mm512_and_si512(_mm512_srli_epi32(bytes[j], 4), _mm512_set1_epi8(15));
+        }
+    }
+}
+
+// Sums of a block of outputs over the neurons of a group: high*128 + low.
+template <int V>
+struct DownSums {
+    __m512i high[V];
+    __m512i low[V];
 };
 
-template <Format F>
-inline void fill_block(const Group512& group, int32_t chunk, DownBlock& block) {
-    for (int32_t q = 0; q < group.quads; ++q) {
-        __m512i v[4];
-        for (int i = 0; i < 4; ++i) {
-            v[i] = load_column<F>(group.columns[4 * q + i], chunk);
-            _mm_prefetch(reinterpret_cast<const char*>(group.ahead[4 * q + i] + (F == Format::q4 ? 32 : 64) * chunk),
-                         _MM_HINT_T0);
-        }
-        interleave4(v, block.codes[q]);
+template <Format F, int V>
+inline void start_sums(const Z512& z, DownSums<V>& sums) {
+    for (int v = 0; v < V; ++v) {
+        sums.high[v] = _mm512_setzero_si512();
+        // codes are stored + 128
+        sums.low[v] = F == Format::q8 ? _mm512_set1_epi32(-128 * z.sum) : _mm512_setzero_si512();
     }
-    for (int j = 0; j < 4; ++j) {
-        const int32_t h = 64 * chunk + 16 * j;
-        block.d[j] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group.d + h)));
+}
+
+template <int V>
+inline void add_quad(const __m512i codes[V], const Z512& z, int32_t quad, DownSums<V>& sums) {
+    const __m512i high = _mm512_set1_epi32(z.high[quad]), low = _mm512_set1_epi32(z.low[quad]);
+    for (int v = 0; v < V; ++v) {
+        sums.high[v] = _mm512_dpbusd_epi32(sums.high[v], codes[v], high);
+        sums.low[v] = _mm512_dpbusd_epi32(sums.low[v], codes[v], low);
+    }
+}
+
+// y[0 .. 16*V) += d * sums + m * (sum of z).
+template <Format F, int V>
+inline void add_to_outputs(const DownSums<V>& sums, const Z512& z, const uint16_t* d, const uint16_t* m, float* y) {
+    const __m512 scale = _mm512_set1_ps(z.scale), sum = _mm512_set1_ps(z.scale * static_cast<float>(z.sum));
+    for (int v = 0; v < V; ++v) {
+        const __m512i dots = _mm512_add_epi32(_mm512_slli_epi32(sums.high[v], 7), sums.low[v]);
+        const __m512 factor = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + 16 * v)));
+        __m512 result = _mm512_loadu_ps(y + 16 * v);
+        result = _mm512_fmadd_ps(factor, _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale), result);
         if constexpr (F == Format::q4) {
-            block.m[j] = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group.m + h)));
+            const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(m + 16 * v)));
+            result = _mm512_fmadd_ps(minimum, sum, result);
+        }
+        _mm512_storeu_ps(y + 16 * v, result);
+    }
+}
+
+// One activation row: codes go from memory to the sums.
+template <Format F, int V>
+inline void down_one(const Group512& group, int32_t h, const Z512& z, float* y) {
+    DownSums<V> sums;
+    start_sums<F>(z, sums);
+    for (int32_t quad = 0; quad < group.quads; ++quad) {
+        __m512i codes[V];
+        load_quad<F, V>(group, quad, h / (F == Format::q4 ? 2 : 1), codes);
+        add_quad<V>(codes, z, quad, sums);
+    }
+    add_to_outputs<F, V>(sums, z, group.d + h, group.m + h, y + h);
+}
+
+// T activation rows against 64 of the unpacked outputs (vectors `from` .. from + 3 of every quad).
+template <Format F, int V, int T>
+inline void down_tile(const __m512i codes[8][V], int from, int32_t quads, const Z512* z, const uint16_t* d,
+                      const uint16_t* m, float* y, size_t y_stride) {
+    DownSums<4> sums[T];
+    for (int t = 0; t < T; ++t) start_sums<F>(z[t], sums[t]);
+    for (int32_t quad = 0; quad < quads; ++quad) {
+        for (int t = 0; t < T; ++t) add_quad<4>(codes[quad] + from, z[t], quad, sums[t]);
+    }
+    for (int t = 0; t < T; ++t) add_to_outputs<F, 4>(sums[t], z[t], d, m, y + z[t].row * y_stride);
+}
+
+// Several activation rows: codes are unpacked once for all of them.
+template <Format F, int V>
+inline void down_many(const Group512& group, int32_t h, const Z512* z, int32_t active, float* y, size_t y_stride) {
+    __m512i codes[8][V];
+    for (int32_t quad = 0; quad < group.quads; ++quad) {
+        load_quad<F, V>(group, quad, h / (F == Format::q4 ? 2 : 1), codes[quad]);
+    }
+    for (int from = 0; from < V; from += 4) {
+        const int32_t at = h + 16 * from;
+        int32_t t = 0;
+        for (; t + kDownTokens <= active; t += kDownTokens) {
+            down_tile<F, V, kDownTokens>(codes, from, group.quads, z + t, group.d + at, group.m + at, y + at, y_stride);
+        }
+        for (; t < active; ++t) {
+            down_tile<F, V, 1>(codes, from, group.quads, z + t, group.d + at, group.m + at, y + at, y_stride);
         }
     }
 }
 
-// y[h..h+63] of T rows += the block's contribution.
-template <Format F, int T>
-inline void apply_block(const DownBlock& block, int32_t quads, const Z512* z, float* y, size_t y_stride) {
-    __m512i high[T][4], low[T][4];
-    for (int t = 0; t < T; ++t) {
-        const __m512i start = _mm512_set1_epi32(F == Format::q8 ? -128 * z[t].sum : 0);
-        for (int j = 0; j < 4; ++j) {
-            low[t][j] = start;
-            high[t][j] = _mm512_setzero_si512();
-        }
+// Without it the scales, one short piece per block, stall every block.
+template <Format F, int V>
+inline void prefetch_scales(const Group512& group, int32_t h) {
+    for (int at = 0; at < 16 * V; at += 32) {
+        _mm_prefetch(reinterpret_cast<const char*>(group.d_ahead + h + at), _MM_HINT_T0);
+        if constexpr (F == Format::q4) _mm_prefetch(reinterpret_cast<const char*>(group.m_ahead + h + at), _MM_HINT_T0);
     }
-    for (int32_t q = 0; q < quads; ++q) {
-        for (int t = 0; t < T; ++t) {
-            const __m512i z_high = _mm512_set1_epi32(z[t].high[q]), z_low = _mm512_set1_epi32(z[t].low[q]);
-            for (int j = 0; j < 4; ++j) {
-                high[t][j] = _mm512_dpbusd_epi32(high[t][j], block.codes[q][j], z_high);
-                low[t][j] = _mm512_dpbusd_epi32(low[t][j], block.codes[q][j], z_low);
-            }
-        }
-    }
-    for (int t = 0; t < T; ++t) {
-        float* y_row = y + z[t].row * y_stride;
-        const __m512 scale = _mm512_set1_ps(z[t].scale);
-        const __m512 sum = _mm512_set1_ps(z[t].scale * static_cast<float>(z[t].sum));
-        for (int j = 0; j < 4; ++j) {
-            const __m512i dots = _mm512_add_epi32(_mm512_slli_epi32(high[t][j], 7), low[t][j]);
-            __m512 result = _mm512_loadu_ps(y_row + 16 * j);
-            result = _mm512_fmadd_ps(block.d[j], _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale), result);
-            if constexpr (F == Format::q4) result = _mm512_fmadd_ps(block.m[j], sum, result);
-            _mm512_storeu_ps(y_row + 16 * j, result);
-        }
+}
+
+template <Format F, int V>
+inline void down_block(const Group512& group, int32_t h, const Z512* z, int32_t active, float* y, size_t y_stride) {
+    prefetch_scales<F, V>(group, h);
+    if (active == 1) {
+        down_one<F, V>(group, h, z[0], y + z[0].row * y_stride);
+    } else {
+        down_many<F, V>(group, h, z, active, y, y_stride);
     }
 }
 
 template <Format F>
 inline void down_group512(const Group512& group, int32_t hidden_padded, const Z512* z, int32_t active, float* y,
                           size_t y_stride) {
-    DownBlock block;
-    for (int32_t chunk = 0; chunk < hidden_padded / kChunk; ++chunk) {
-        fill_block<F>(group, chunk, block);
-        int32_t t = 0;
-        for (; t + kDownTokens <= active; t += kDownTokens) {
-            apply_block<F, kDownTokens>(block, group.quads, z + t, y + 64 * chunk, y_stride);
-        }
-        for (; t < active; ++t) apply_block<F, 1>(block, group.quads, z + t, y + 64 * chunk, y_stride);
-    }
+    constexpr int V = F == Format::q4 ? 8 : 4;
+    int32_t h = 0;
+    for (; h + 16 * V <= hidden_padded; h += 16 * V) down_block<F, V>(group, h, z, active, y, y_stride);
+    if (h < hidden_padded) down_block<F, 4>(group, h, z, active, y, y_stride);
 }
 
-// index[0, count) lie in one group; `left` more follow in index.
+// Where the d of a neuron's group start.
+inline const uint16_t* group_scales(const DownView& down, int32_t neuron) {
+    const size_t planes = down.format == Format::q4 ? 2 : 1;
+    return down.scales + static_cast<size_t>(neuron / kGroup) * planes * static_cast<size_t>(down.hidden_padded);
+}
+
+// index[0, count) lie in one group; `left` >= count is what remains of index.
 inline void gather_group(const DownView& down, const int32_t* index, int32_t count, int32_t left, Group512& group) {
     group.quads = (count + 3) / 4;
     for (int32_t i = 0; i < 4 * group.quads; ++i) {
@@ -163,9 +235,10 @@ inline void gather_group(const DownView& down, const int32_t* index, int32_t cou
         group.columns[i] = down.base + index[at] * down.stride;
         group.ahead[i] = down.base + index[ahead] * down.stride;
     }
-    const size_t plane = static_cast<size_t>(down.hidden_padded);
-    group.d = down.scales + static_cast<size_t>(index[0] / kGroup) * plane * (down.format == Format::q4 ? 2 : 1);
-    group.m = group.d + plane;
+    group.d = group_scales(down, index[0]);
+    group.m = group.d + down.hidden_padded;
+    group.d_ahead = group_scales(down, index[count < left ? count : 0]);
+    group.m_ahead = group.d_ahead + down.hidden_padded;
 }
 
 template <Format F>

@@ -9,7 +9,7 @@ namespace glass {
 namespace {
 
 inline constexpr int32_t kFewRows = 8;
-inline constexpr int32_t kRowsAhead = 8;  // prefetch distance in weight rows
+inline constexpr int32_t kBytesAhead = 12288;  // prefetch distance, in bytes of weight rows
 
 // v holds 8 pieces of 4 qwords, two a vector. Afterwards v[j] holds qword {0, 2, 1, 3}[j] of all, in the order
 // of pieces 0, 2, 1, 3, 4, 6, 5, 7.
@@ -254,6 +254,7 @@ template <Format F>
 void dot_few(const RowsView& rows, const int32_t* index, int32_t first, int32_t n, const Rows512& a, float* out,
              size_t out_stride, void* scratch) {
     const int32_t whole = a.groups / 16, row_bytes = a.groups * (F == Format::q4 ? 20 : 34);
+    const int32_t rows_ahead = kBytesAhead / row_bytes + 1;
     ArrangedBlock* x = static_cast<ArrangedBlock*>(scratch);
     float* partials = reinterpret_cast<float*>(x + static_cast<size_t>(a.x.num_rows) * whole);
     float* totals = partials + static_cast<size_t>(a.x.num_rows) * 256;
@@ -265,7 +266,7 @@ void dot_few(const RowsView& rows, const int32_t* index, int32_t first, int32_t 
         const uint8_t* row[16];
         for (int32_t r = 0; r < 16; ++r) row[r] = row_at(rows, index, first, i + (r < count ? r : count - 1));
         for (int32_t r = 0; r < count; ++r) {
-            const int32_t ahead = i + r + kRowsAhead;
+            const int32_t ahead = i + r + rows_ahead;
             if (ahead < n) prefetch_row(row_at(rows, index, first, ahead), row_bytes);
             dot_blocks<F>(row[r], a, x, partials + 16 * r);
         }
