@@ -84,4 +84,4 @@ def test_build_uses_existing_files(compose: dict[str, Any]) -> None:
     context = (DEPLOY / build["context"]).resolve()
     assert (context / build["dockerfile"]).is_file()
     declared = re.findall(r"^ARG (\w+)", (context / build["dockerfile"]).read_text(), flags=re.MULTILINE)
-    assert set(build["args"]) <= set(declared)
+    assert set(build.get("args", {})) <= set(declared)

@@ -90,3 +90,9 @@ def test_entrypoint_pulls_names_then_serves(recorded: Path, arguments: list[str]
 
 def test_entrypoint_hands_over_its_process() -> None:
     assert re.search(r"^exec glass serve ", (DOCKER / "entrypoint.sh").read_text(), flags=re.MULTILINE)
+
+
+def test_image_has_the_native_runner_and_no_torch() -> None:
+    install = next(rest for rest in arguments("RUN") if "pip install" in rest)
+    assert "import glass_core.runners.native._native" in install
+    assert "torch" not in " ".join(arguments("RUN"))
