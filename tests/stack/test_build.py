@@ -49,7 +49,7 @@ def test_wheel_without_a_compiler(sources: Path, without_compiler: dict[str, str
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("glass: the native runner was not built") == 1
+    assert "glass: the native runner was not built" in done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.endswith("py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
