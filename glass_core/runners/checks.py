@@ -33,7 +33,7 @@ def token_problem(row: StepRow, spec: ModelSpec) -> str | None:
     if row.start < 0:
         return f"start must not be negative, got {row.start}"
     lowest, highest = min(row.token_ids), max(row.token_ids)
-    if 0 <= lowest and highest < spec.vocab_size:
+    if lowest >= 0 and highest < spec.vocab_size:
         return None
     worst = next(token for token in row.token_ids if not 0 <= token < spec.vocab_size)
     return f"token id {worst} lies outside the vocabulary [0, {spec.vocab_size})"
@@ -44,7 +44,7 @@ def block_problem(row: StepRow, *, num_blocks: int, block_size: int) -> str | No
     num_positions = row.start + len(row.token_ids)
     if len(row.block_table) * block_size < num_positions:
         return f"{len(row.block_table)} blocks of {block_size} do not cover {num_positions} positions"
-    if 0 <= min(row.block_table) and max(row.block_table) < num_blocks:
+    if min(row.block_table) >= 0 and max(row.block_table) < num_blocks:
         return None
     worst = next(block for block in row.block_table if not 0 <= block < num_blocks)
     return f"block {worst} lies outside the pool [0, {num_blocks})"

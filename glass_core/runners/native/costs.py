@@ -7,6 +7,7 @@ step, although a long prefill passes over them once per tile of tokens: the late
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from glass_core.api import StepCost
 from glass_core.models.spec import ModelSpec
@@ -32,7 +33,7 @@ def row_costs(
 def split_evenly(total: int, parts: int) -> list[int]:
     """`parts` integers that differ by at most one and sum to `total`."""
     bounds = [total * index // parts for index in range(parts + 1)]
-    return [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [end - start for start, end in pairwise(bounds)]
 
 
 def _row_cost(spec: ModelSpec, row: StepRow, *, num_neurons: int, num_bytes: int, dense_bytes: int) -> StepCost:
