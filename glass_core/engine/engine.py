@@ -26,6 +26,7 @@ from glass_core.engine.sequence import Sequence
 from glass_core.errors import EngineFailureError, InvalidRequestError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, Runner, StepBatch, StepRow
+from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.selection import PlanSelector
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,11 @@ class Engine:
         self._limits = limits_of(runner, config)
         allocator = BlockAllocator(num_blocks=runner.num_kv_blocks, block_size=config.cache.block_size)
         self._allocator = allocator
-        self._prefixes = PrefixCache(allocator, statistics_bytes=config.cache.prefix_statistics_bytes)
+        self._prefixes = PrefixCache(
+            allocator,
+            snapshot_bytes=LocalStatistics.num_bytes(runner.spec.num_layers, runner.spec.intermediate_size),
+            statistics_bytes=config.cache.prefix_statistics_bytes,
+        )
         self._scheduler = Scheduler(
             config.scheduler, allocator, self._prefixes, view_cache_bytes=config.cache.view_cache_bytes
         )

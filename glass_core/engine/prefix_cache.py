@@ -48,14 +48,17 @@ class CachedPrefix:
 class PrefixCache:
     """Keys of cached blocks and snapshots of statistics, on top of the allocator that counts the blocks' references."""
 
-    def __init__(self, allocator: BlockAllocator, *, statistics_bytes: int) -> None:
-        """`statistics_bytes` is the budget of all snapshots together."""
-        self.statistics_bytes = statistics_bytes
-        self.statistics_bytes_used = 0
+    def __init__(self, allocator: BlockAllocator, *, snapshot_bytes: int, statistics_bytes: int) -> None:
+        """`snapshot_bytes` is what one snapshot takes, `statistics_bytes` the budget of all of them together."""
+        self.max_snapshots = statistics_bytes // snapshot_bytes
         self._allocator = allocator
         self._block_of: dict[bytes, int] = {}
         self._key_of: dict[int, bytes] = {}
         self._snapshots: dict[bytes, LocalStatistics] = {}  # least recently used first
+
+    @property
+    def num_snapshots(self) -> int:
+        return len(self._snapshots)
 
     def find(self, keys: Sequence[bytes], *, with_statistics: bool) -> CachedPrefix:
         """The longest cached prefix of a prompt with these keys; `with_statistics`: up to the deepest snapshot."""
@@ -74,7 +77,7 @@ class PrefixCache:
             key = self._key_of.pop(block, None)
             if key is not None:
                 del self._block_of[key]
-                self._drop_snapshot(key)
+                self._snapshots.pop(key, None)
         return blocks
 
     def insert(self, key: bytes, block: int) -> None:
@@ -88,15 +91,21 @@ class PrefixCache:
         self._key_of[block] = key
 
     def insert_snapshot(self, key: bytes, statistics: LocalStatistics) -> None:
-        """Keep the sums over all tokens up to the end of this key's block, if the block is cached and they fit."""
-        size = _num_bytes(statistics)
-        if key not in self._block_of or size > self.statistics_bytes:
+        """Keep the sums over all tokens up to the end of this key's block, if that is cached."""
+        if key not in self._block_of or not self.max_snapshots:
             return
-        self._drop_snapshot(key)
-        while self.statistics_bytes_used + size > self.statistics_bytes:
-            self._drop_snapshot(next(iter(self._snapshots)))
+        self._snapshots.pop(key, None)
+        if self.num_snapshots == self.max_snapshots:
+            del self._snapshots[next(iter(self._snapshots))]
         self._snapshots[key] = statistics
-        self.statistics_bytes_used += size
+
+    def snapshot_depths(self, prefix: CachedPrefix, num_blocks: int) -> tuple[int, ...]:
+        """After how many blocks of a prompt of `num_blocks` reusable ones snapshots are wanted, ascending."""
+        if not self.max_snapshots:
+            return ()
+        regular = range(SNAPSHOT_INTERVAL, num_blocks + 1, SNAPSHOT_INTERVAL)
+        depths = {*regular, prefix.num_matched, num_blocks}
+        return tuple(sorted(depth for depth in depths if depth > len(prefix.blocks)))
 
     def _match(self, keys: Iterable[bytes]) -> tuple[int, ...]:
         blocks = []
@@ -112,11 +121,6 @@ class PrefixCache:
         self._snapshots[key] = statistics
         return statistics
 
-    def _drop_snapshot(self, key: bytes) -> None:
-        dropped = self._snapshots.pop(key, None)
-        if dropped is not None:
-            self.statistics_bytes_used -= _num_bytes(dropped)
-
 
 def block_keys(token_ids: Sequence[int], block_size: int, *, salt: bytes = b"") -> tuple[bytes, ...]:
     """Keys of the whole blocks of a prompt, a hash chain. Prompts of different salts never share a block."""
@@ -127,15 +131,3 @@ def block_keys(token_ids: Sequence[int], block_size: int, *, salt: bytes = b"") 
         key = blake2b(key + tokens[end - block_size : end].tobytes(), digest_size=KEY_BYTES).digest()
         keys.append(key)
     return tuple(keys)
-
-
-def snapshot_depths(prefix: CachedPrefix, num_blocks: int) -> tuple[int, ...]:
-    """After how many blocks of a prompt of `num_blocks` reusable ones snapshots are wanted, ascending."""
-    reused = len(prefix.blocks)
-    regular = range(SNAPSHOT_INTERVAL, num_blocks + 1, SNAPSHOT_INTERVAL)
-    depths = {*regular, prefix.num_matched, num_blocks}
-    return tuple(sorted(depth for depth in depths if depth > reused))
-
-
-def _num_bytes(statistics: LocalStatistics) -> int:
-    return statistics.sum_abs.nbytes + statistics.sum_squares.nbytes

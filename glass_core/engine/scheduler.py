@@ -9,7 +9,9 @@ One step, in this order, within `max_step_tokens`:
 queue. The oldest sequence therefore always advances, and with it everything finishes. Blocks shared with others do not
 change that: kept ones are as good as free, and once the oldest is alone, it shares with nobody.
 
-Admission looks the prompt up in the prefix cache; prefill then begins after what was found.
+Admission looks the prompt up in the prefix cache; prefill then begins after what was found. A prompt of which a running
+one is just computing more (the choices of one request, the same system prompt in a burst) waits for that, rather than
+computing it as well. It waits for steps that are run anyway: prefilling sequences advance in each.
 """
 
 from collections import deque
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 
 from glass_core.config import SchedulerConfig
 from glass_core.engine.kv_blocks import BlockAllocator
-from glass_core.engine.prefix_cache import CachedPrefix, PrefixCache, snapshot_depths
+from glass_core.engine.prefix_cache import CachedPrefix, PrefixCache
 from glass_core.engine.sequence import Sequence, SequenceStatus
 
 
@@ -116,10 +118,19 @@ class Scheduler:
         head = self.waiting[0]
         keys = head.reusable_keys(self.allocator.block_size)
         prefix = self.prefixes.find(keys, with_statistics=head.needs_statistics)
-        if not self._fits(head, prefix):
+        if not self._fits(head, prefix) or self._is_coming(keys[len(prefix.blocks) :], head):
             return None
-        self._admit(self.waiting.popleft(), prefix, snapshot_depths(prefix, len(keys)))
+        self._admit(self.waiting.popleft(), prefix, self.prefixes.snapshot_depths(prefix, len(keys)))
         return head
+
+    def _is_coming(self, missing: tuple[bytes, ...], head: Sequence) -> bool:
+        """Whether a running sequence will make more of the head's prompt usable for it."""
+        block_size = self.allocator.block_size
+        return any(
+            not sequence.coming_keys(block_size, with_statistics=head.needs_statistics).isdisjoint(missing)
+            for sequence in self.running
+            if missing and sequence.status is SequenceStatus.PREFILLING
+        )
 
     def _fits(self, head: Sequence, prefix: CachedPrefix) -> bool:
         # Blocks that others hold cost nothing; kept ones count as free, so reusing them takes them from there.

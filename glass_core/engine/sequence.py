@@ -98,6 +98,13 @@ class Sequence:
         """Keys of the blocks it could take from the prefix cache: never its newest token, whose logits are needed."""
         return self.block_keys[: min(self.num_prompt, self.num_tokens - 1) // block_size]
 
+    def coming_keys(self, block_size: int, *, with_statistics: bool) -> frozenset[bytes]:
+        """Keys of the blocks, or of the snapshots, that the rest of its prompt will add to the prefix cache."""
+        if not with_statistics:
+            return frozenset(self.block_keys[self.num_computed // block_size :])
+        ends = (end for end in self.snapshot_ends if end > self.num_computed)
+        return frozenset(self.block_keys[end // block_size - 1] for end in ends)
+
     def admit(
         self,
         blocks: list[int],

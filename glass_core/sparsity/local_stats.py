@@ -26,6 +26,11 @@ class LocalStatistics:
     sum_squares: FloatArray
     num_tokens: int
 
+    @staticmethod
+    def num_bytes(num_layers: int, intermediate_size: int) -> int:
+        """What statistics of this shape take."""
+        return 2 * num_layers * intermediate_size * np.dtype(np.float32).itemsize
+
     @classmethod
     def zeros(cls, num_layers: int, intermediate_size: int) -> "LocalStatistics":
         """Statistics of no tokens: the neutral element of addition."""

@@ -163,7 +163,8 @@ def check_blocks(engine: Engine) -> None:
     assert len(free) + len(kept) + len(held) == allocator.num_blocks
     assert Counter(b for sequence in engine._scheduler.running for b in sequence.block_table) == held
     assert kept <= set(engine._prefixes._key_of) <= kept | set(held)
-    assert engine._prefixes.statistics_bytes_used <= engine._prefixes.statistics_bytes
+    assert engine._prefixes.num_snapshots <= engine._prefixes.max_snapshots
+    assert set(engine._prefixes._snapshots) <= set(engine._prefixes._block_of)
 
 
 def check_answer(visitor: Visitor, outcome: Outcome, alone: list[int]) -> None:

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from glass_core.engine.kv_blocks import BlockAllocator
-from glass_core.engine.prefix_cache import CachedPrefix, PrefixCache, block_keys, snapshot_depths
+from glass_core.engine.prefix_cache import CachedPrefix, PrefixCache, block_keys
 from glass_core.sparsity.local_stats import LocalStatistics
 
-SNAPSHOT_BYTES = 2 * 3 * 5 * 4
+SNAPSHOT_BYTES = LocalStatistics.num_bytes(3, 5)
 PROMPT = list(range(12))
 
 
@@ -22,7 +22,7 @@ class Cache:
 
     def __init__(self, *, num_blocks: int = 8, statistics_bytes: int = 1000) -> None:
         self.allocator = BlockAllocator(num_blocks=num_blocks, block_size=4)
-        self.prefixes = PrefixCache(self.allocator, statistics_bytes=statistics_bytes)
+        self.prefixes = PrefixCache(self.allocator, snapshot_bytes=SNAPSHOT_BYTES, statistics_bytes=statistics_bytes)
 
     def fill(self, prompt: list[int], *, snapshots: tuple[int, ...] = ()) -> list[int]:
         """Run a prompt to its end; `snapshots` are numbers of blocks."""
@@ -54,6 +54,10 @@ def test_salted_keys_never_meet() -> None:
 
 def test_large_token_ids_have_keys() -> None:
     assert block_keys([2**31, 1], 1) != block_keys([0, 1], 1)
+
+
+def test_a_snapshot_takes_the_bytes_of_its_arrays() -> None:
+    assert snapshot().sum_abs.nbytes + snapshot().sum_squares.nbytes == SNAPSHOT_BYTES
 
 
 def test_the_longest_common_prefix_is_found() -> None:
@@ -94,9 +98,9 @@ def test_an_evicted_block_is_not_found_and_takes_its_snapshot_with_it() -> None:
     table = cache.fill(PROMPT, snapshots=(1, 3))
     cache.prefixes.allocate(1)
     assert cache.find(PROMPT).blocks == tuple(table[:2])
-    assert cache.prefixes.statistics_bytes_used == SNAPSHOT_BYTES
+    assert cache.prefixes.num_snapshots == 1
     cache.prefixes.allocate(2)
-    assert cache.prefixes.statistics_bytes_used == 0
+    assert cache.prefixes.num_snapshots == 0
 
 
 def test_the_beginning_recomputed_makes_the_rest_findable_again() -> None:
@@ -120,7 +124,7 @@ def test_snapshots_share_a_budget_and_the_least_recently_used_goes() -> None:
     cache.fill([3] * 4, snapshots=(1,))
     found = [bool(cache.find([token] * 4, with_statistics=True).blocks) for token in (1, 2, 3)]
     assert found == [True, False, True]
-    assert cache.prefixes.statistics_bytes_used == 2 * SNAPSHOT_BYTES
+    assert cache.prefixes.num_snapshots == 2
     assert cache.find([2] * 4).num_matched == 1, "dense requests need none"
 
 
@@ -128,16 +132,16 @@ def test_the_same_snapshot_twice_takes_its_bytes_once() -> None:
     cache = Cache()
     for _ in range(2):
         cache.fill(PROMPT, snapshots=(3,))
-    assert cache.prefixes.statistics_bytes_used == SNAPSHOT_BYTES
+    assert cache.prefixes.num_snapshots == 1
 
 
 def test_a_snapshot_that_cannot_be_used_is_not_taken() -> None:
     tight = Cache(statistics_bytes=SNAPSHOT_BYTES - 1)
     tight.fill(PROMPT, snapshots=(3,))
-    assert tight.prefixes.statistics_bytes_used == 0
+    assert tight.prefixes.num_snapshots == 0
     unknown = Cache()
     unknown.prefixes.insert_snapshot(block_keys(PROMPT, 4)[0], snapshot())
-    assert unknown.prefixes.statistics_bytes_used == 0
+    assert unknown.prefixes.num_snapshots == 0
 
 
 @pytest.mark.parametrize(
@@ -156,4 +160,6 @@ def test_a_snapshot_that_cannot_be_used_is_not_taken() -> None:
 def test_snapshots_are_wanted_where_others_may_continue(
     reused: int, matched: int, num_blocks: int, depths: tuple[int, ...]
 ) -> None:
-    assert snapshot_depths(CachedPrefix(tuple(range(reused)), matched), num_blocks) == depths
+    prefix = CachedPrefix(tuple(range(reused)), matched)
+    assert Cache().prefixes.snapshot_depths(prefix, num_blocks) == depths
+    assert Cache(statistics_bytes=0).prefixes.snapshot_depths(prefix, num_blocks) == ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from glass_core.api import Finish, GenerationRequest, TokenEvent
+from glass_core.api import Finish, GenerationRequest, SparsityParams, TokenEvent
 from glass_core.config import SchedulerConfig
 from glass_core.engine.engine import Engine, StepFailedError
 from glass_core.models.spec import RopeSpec
@@ -153,6 +153,43 @@ def test_shared_blocks_count_once_in_admission(num_kv_blocks: int, running: int)
     assert server.engine.stats().num_requests_running == running
     events += run_to_end(server.engine)
     assert [server.check(request, events).num_cached_tokens for request in requests] == [0, 16]
+
+
+def num_computed(server: Server) -> int:
+    """Prompt tokens that were really run."""
+    return sum(len(row.token_ids) for row in server.rows() if row.start < (row.num_prompt_tokens or 0))
+
+
+@pytest.mark.parametrize("sparsity", [DENSE, GRIFFIN])
+def test_equal_prompts_that_come_together_are_computed_once(sparsity: SparsityParams) -> None:
+    server = Server(FakeRunner(num_kv_blocks=32))
+    requests = [make_request(str(seed), range(18), seed=seed, sparsity=sparsity) for seed in range(4)]
+    for request in requests:
+        server.engine.add(request)
+    events = run_to_end(server.engine)
+    assert [server.check(request, events).num_cached_tokens for request in requests] == [0, 16, 16, 16]
+    assert num_computed(server) == 18 + 3 * 2
+
+
+def test_prompts_with_nothing_to_wait_for_start_together() -> None:
+    server = Server(FakeRunner(num_kv_blocks=32))
+    # no statistics will be there where the second leaves the first; short ones have no whole block
+    for name, prompt in (("a", [*SYSTEM, 1, 1, 1, 1]), ("b", [*SYSTEM, 2]), ("c", [7, 7]), ("d", [7, 7])):
+        server.engine.add(make_request(name, prompt, sparsity=GRIFFIN))
+    server.engine.step()
+    assert server.engine.stats().num_requests_running == 4
+
+
+def test_one_that_waits_for_a_prompt_that_is_aborted_computes_it_itself() -> None:
+    server = Server(FakeRunner(num_kv_blocks=32))
+    engine = make_engine(server.runner, scheduler=SchedulerConfig(max_num_sequences=4, max_step_tokens=6))
+    for name in ("gone", "r"):
+        engine.add(make_request(name, range(18)))
+    events = engine.step()
+    assert engine.num_waiting == 1
+    engine.abort("gone")
+    events += run_to_end(engine)
+    assert server.check(make_request("r", range(18)), events).num_cached_tokens == 4
 
 
 def test_an_aborted_prompt_leaves_what_it_computed() -> None:

@@ -18,7 +18,7 @@ BLOCK_SIZE = 4
 def make_scheduler(*, blocks: int = 16, sequences: int = 4, tokens: int = 8, view_cache_bytes: int = 100) -> Scheduler:
     config = SchedulerConfig(max_num_sequences=sequences, max_step_tokens=tokens)
     allocator = BlockAllocator(num_blocks=blocks, block_size=BLOCK_SIZE)
-    prefixes = PrefixCache(allocator, statistics_bytes=1000)
+    prefixes = PrefixCache(allocator, snapshot_bytes=100, statistics_bytes=1000)
     return Scheduler(config, allocator, prefixes, view_cache_bytes=view_cache_bytes)
 
 
