@@ -1,36 +1,13 @@
 """Building an engine from its configuration: the runner by name, the artifact for its weights, the selector on top."""
 
-import importlib
-import pkgutil
 from pathlib import Path
-from typing import cast
 
-from glass_core import runners
 from glass_core.config import EngineConfig
 from glass_core.engine.engine import Engine
-from glass_core.errors import ConfigurationError
-from glass_core.runners.base import Runner, RunnerModule
+from glass_core.runners import load_runner
+from glass_core.runners.base import Runner
 from glass_core.sparsity.artifact import GlobalStatistics, check_fingerprint, read_artifact, shipped_artifact
 from glass_core.sparsity.selection import PlanSelector
-
-
-def runner_names() -> tuple[str, ...]:
-    """Every runner there is: the folders of `glass_core/runners`."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(runners.__path__) if module.ispkg))
-
-
-def load_runner(config: EngineConfig) -> Runner:
-    """Raises ConfigurationError for an unknown runner or one whose libraries are not installed, and what it raises."""
-    if config.runner not in runner_names():
-        raise ConfigurationError(f"no runner {config.runner!r}; available: {', '.join(runner_names())}")
-    try:
-        module = importlib.import_module(f"{runners.__name__}.{config.runner}")
-    except ImportError as error:
-        raise ConfigurationError(
-            f"runner {config.runner!r} cannot be imported ({error}); install its extra, "
-            f"for example `pip install glass-serve[torch]`"
-        ) from error
-    return cast(RunnerModule, module).load(config)
 
 
 def load_statistics(config: EngineConfig, fingerprint: str) -> tuple[GlobalStatistics, Path] | None:

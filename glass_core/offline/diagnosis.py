@@ -12,9 +12,10 @@ from pathlib import Path
 
 from glass_core.checkpoint.prepared import open_prepared
 from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST, EngineConfig, glass_home, models_directory
-from glass_core.engine.loading import load_statistics, runner_names
+from glass_core.engine.loading import load_statistics
 from glass_core.errors import GlassError
 from glass_core.offline.provenance import cpu_info, cpu_model, num_cores
+from glass_core.runners import available_runners
 
 MIN_PYTHON = (3, 11)
 # instruction sets that decide how fast a runner can be
@@ -99,7 +100,7 @@ def _cache_folder() -> Finding:
 
 def _runners() -> Iterator[Finding]:
     default = EngineConfig(model_path=Path(), model_name="").runner
-    for name in runner_names():
+    for name in available_runners():
         try:
             importlib.import_module(f"glass_core.runners.{name}")
         except ImportError as error:

@@ -17,9 +17,16 @@ def available_runners() -> tuple[str, ...]:
 def load_runner(config: EngineConfig) -> Runner:
     """Import the configured runner and load the model with it.
 
-    Raises ConfigurationError for an unknown runner, ModelError when the model cannot be loaded.
+    Raises ConfigurationError for an unknown runner or one whose libraries are not installed, ModelError when the
+    model cannot be loaded.
     """
     if config.runner not in available_runners():
-        raise ConfigurationError(f"unknown runner {config.runner!r}; available: {', '.join(available_runners())}")
-    module = cast(RunnerModule, importlib.import_module(f"{__name__}.{config.runner}"))
-    return module.load(config)
+        raise ConfigurationError(f"no runner {config.runner!r}; available: {', '.join(available_runners())}")
+    try:
+        module = importlib.import_module(f"{__name__}.{config.runner}")
+    except ImportError as error:
+        raise ConfigurationError(
+            f"runner {config.runner!r} cannot be imported ({error}); install its extra, "
+            f"for example `pip install glass-serve[torch]`"
+        ) from error
+    return cast(RunnerModule, module).load(config)

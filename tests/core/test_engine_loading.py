@@ -11,7 +11,7 @@ import pytest
 
 from glass_core import runners
 from glass_core.config import EngineConfig
-from glass_core.engine import client, loading
+from glass_core.engine import client
 from glass_core.errors import ArtifactMismatchError, ConfigurationError
 from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics, write_artifact
 from tests.core.engine_builders import engine_config, make_request
@@ -56,13 +56,13 @@ def fake_config(runner: FakeRunner) -> EngineConfig:
 
 
 def test_runners_are_the_folders_of_their_package() -> None:
-    assert "torch_runner" in loading.runner_names()
-    assert "base" not in loading.runner_names()
+    assert "torch_runner" in runners.available_runners()
+    assert "base" not in runners.available_runners()
 
 
 def test_an_unknown_runner_is_refused_by_name(runner: FakeRunner) -> None:
     with pytest.raises(ConfigurationError, match=r"no runner 'os'; available: .*torch_runner"):
-        loading.load_runner(replace(fake_config(runner), runner="os"))
+        runners.load_runner(replace(fake_config(runner), runner="os"))
 
 
 def test_a_runner_without_its_libraries_says_what_to_install(
@@ -70,7 +70,7 @@ def test_a_runner_without_its_libraries_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "glass_core.runners.fake_runner", None)
     with pytest.raises(ConfigurationError, match="install its extra"):
-        loading.load_runner(fake_config(runner))
+        runners.load_runner(fake_config(runner))
 
 
 async def test_start_engine_serves_without_an_artifact_and_says_so(runner: FakeRunner) -> None:

@@ -203,7 +203,7 @@ def test_collected_statistics_equal_the_reference_definition(harness: Harness) -
 
 
 def test_an_unknown_runner_is_refused(model_dir: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"unknown runner 'abacus'; available: .*torch_runner"):
+    with pytest.raises(ConfigurationError, match=r"no runner 'abacus'; available: .*torch_runner"):
         load_runner(config(model_dir, runner="abacus"))
 
 

@@ -5,12 +5,13 @@ from typing import Any
 
 from glass_core.checkpoint.json_file import read_json_object
 from glass_core.config import EngineConfig
-from glass_core.engine.loading import load_runner, load_statistics
+from glass_core.engine.loading import load_statistics
 from glass_core.models.registry import load_spec
 from glass_core.offline.bench.decode import DecodeSettings, measure_decode, random_prompts
 from glass_core.offline.generation import cache_for
 from glass_core.offline.progress import Progress
 from glass_core.offline.provenance import machine, versions
+from glass_core.runners import load_runner
 from glass_core.sparsity.selection import PlanSelector
 
 

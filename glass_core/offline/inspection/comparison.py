@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from glass_core.config import EngineConfig
-from glass_core.engine.loading import load_runner
 from glass_core.offline.generation import blocks_for
 from glass_core.offline.inspection.spectra import overlap
+from glass_core.runners import load_runner
 from glass_core.runners.base import Runner, StepBatch, StepRow
 from glass_core.sparsity.artifact import GlobalStatistics, check_fingerprint
 from glass_core.sparsity.local_stats import LocalStatistics
