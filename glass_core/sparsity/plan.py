@@ -32,4 +32,5 @@ class SparsityPlan:
     @property
     def sparsity(self) -> float:
         """Effective sparsity: 1 - kept / all. Differs from the requested one by rounding."""
-        return 1.0 - sum(self.budgets) / (len(self.neurons) * self.intermediate_size)
+        num_neurons = len(self.neurons) * self.intermediate_size
+        return (num_neurons - sum(self.budgets)) / num_neurons

@@ -61,6 +61,8 @@ def prompts(tmp_path: Path) -> Path:
 def evaluate(model_dir: Path, prompts: Path, output: Path, *flags: str) -> dict[str, Any]:
     arguments = ["--prompts", str(prompts), "--max-new-tokens", "24", "--json", str(output), *flags]
     assert main(["eval", "longform", str(model_dir), *arguments]) == 0
+    if "--plot" not in flags:
+        assert output.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
     return result
 

@@ -51,7 +51,9 @@ def _add_longform(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result as JSON")
-    parser.add_argument("--plot", type=Path, metavar="OUT.png", help="plot KL and perplexity against sparsity")
+    parser.add_argument(
+        "--plot", type=Path, metavar="OUT.png", help="plot KL and perplexity against sparsity (default: beside --json)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -71,9 +73,16 @@ def _run_longform(args: argparse.Namespace) -> int:
     print_table(result, Console())
     if args.json is not None:
         write_result(args.json, result)
-    if args.plot is not None:
-        plot_curves(result, args.plot)
+    plot = _plot_path(args)
+    if plot is not None:
+        plot_curves(result, plot)
     return 0
+
+
+def _plot_path(args: argparse.Namespace) -> Path | None:
+    """Where the plot goes: --plot, else beside the JSON."""
+    beside: Path | None = None if args.json is None else args.json.with_suffix(".png")
+    return beside if args.plot is None else args.plot
 
 
 def _longform_run(args: argparse.Namespace) -> "LongformRun":
