@@ -79,7 +79,6 @@ struct P {
         sums[0] = add_products(sums[0], codes.v[0], z);
         sums[1] = add_products(sums[1], codes.v[1], z);
     }
-    static void order(I (&)[2]) {}
 };
 
 }  // namespace

@@ -8,7 +8,7 @@
 //   Codes load_x(const int8_t*), load_q8(const uint8_t*) (code - 128); unpack_q4(const uint8_t*, Codes& low, Codes& high)
 //   I dot_q4(Codes w, Codes x), dot_q8(Codes w, Codes x): exact sums, spread over the lanes in any way
 //   Pair pair(const uint8_t* a, const uint8_t* b, shift): 16 bytes of each, shifted right and masked if shift >= 0
-//   void add_pair(I (&sums)[16 / kLanes], Pair, int16_t a, int16_t b); void order(I (&sums)[16 / kLanes])
+//   void add_pair(I (&sums)[16 / kLanes], Pair, int16_t a, int16_t b): outputs in order
 //
 // Order of additions: lane-wise over the groups, ascending, then P::sum. It does not depend on the batch.
 #pragma once
@@ -172,7 +172,6 @@ inline void fill_panel(const DownView& down, const int32_t* index, int32_t count
 // y[0..15] += d * z.scale * sums + m * z.scale * (sum of z codes).
 template <Format format>
 inline void add_outputs(I (&sums)[16 / kLanes], const DownCodes& z, const uint16_t* d, const uint16_t* m, float* y) {
-    P::order(sums);
     const I correction = P::iset1(format == Format::q8 ? -128 * z.sum : 0);
     const F scale = P::set1(z.scale), total = P::set1(z.scale * static_cast<float>(z.sum));
     for (int i = 0; i < 16 / kLanes; ++i) {
