@@ -81,7 +81,7 @@ constraints: ## pin the versions installed in the environment: rewrite constrain
 	@mv constraints.new constraints.txt
 
 clean: ## remove the environment and all caches (pulled models stay)
-	git clean -fdxq cmake
+	-git clean -fdXq cmake
 	rm -f $(NATIVE)/_native*.so
 	rm -rf '$(VENV)' build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find server glass_core tests -name __pycache__ -type d -prune -exec rm -rf {} +

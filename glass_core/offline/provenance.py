@@ -33,6 +33,11 @@ def machine() -> dict[str, str | int]:
     }
 
 
+def load_average() -> float | None:
+    """Processes that wanted to run, averaged over the last minute: above 0, others share the machine."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
 def commit() -> str | None:
     """The git commit this code runs from, with `-dirty` when files differ from it; None outside of a checkout."""
     root, git = Path(__file__).resolve().parents[2], shutil.which("git")

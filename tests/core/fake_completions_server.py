@@ -30,10 +30,10 @@ class FakeServer:
 def fake_server(*, status: int = 200, seconds_per_token: float = 0.0) -> Iterator[FakeServer]:
     fake = FakeServer(status=status, seconds_per_token=seconds_per_token)
 
-    class Handler(_Handler):
+    class Bound(Handler):
         server_state = fake
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Bound)
     server.daemon_threads = True
     fake.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -46,7 +46,9 @@ def fake_server(*, status: int = 200, seconds_per_token: float = 0.0) -> Iterato
         server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class Handler(BaseHTTPRequestHandler):
+    """Models, readiness, streamed completions."""
+
     server_state: FakeServer
     protocol_version = "HTTP/1.1"
 
@@ -55,13 +57,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         known = {"/v1/models": {"data": [{"id": "fake"}]}, "/ready": {}, "/health": {}}
-        self._json(200 if self.path in known else 404, known.get(self.path, {}))
+        self.send_json(200 if self.path in known else 404, known.get(self.path, {}))
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server_state.bodies.append(body)
         if self.server_state.status != 200:
-            self._json(self.server_state.status, {"error": {"message": "no"}})
+            self.send_json(self.server_state.status, {"error": {"message": "no"}})
             return
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
@@ -78,7 +80,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _chunk(self, data: bytes) -> None:
         self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
 
-    def _json(self, status: int, value: object) -> None:
+    def send_json(self, status: int, value: object) -> None:
         body = json.dumps(value).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))

@@ -16,12 +16,16 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Packed:
-    """Packed weights and what they stand for: `weights` = values (rows, padded columns) in float64."""
+    """Packed weights and what they stand for: `weights` = values (rows, padded columns) in float64.
+
+    `magnitudes` = |d * code| + |m|, what the rounding errors of a sum over the weights are relative to.
+    """
 
     format: str
     packed: Bytes
     scales: npt.NDArray[np.uint16]
     weights: Doubles
+    magnitudes: Doubles
 
 
 def padded(cols: int) -> int:
@@ -57,6 +61,10 @@ def random_codes(rng: np.random.Generator, shape: tuple[int, ...], weight_format
     )
 
 
+def centered(codes: Bytes, weight_format: str) -> Doubles:
+    return codes.astype(np.float64) - (128 if weight_format == "q8" else 0)
+
+
 def random_halves(rng: np.random.Generator, shape: tuple[int, ...], scale: float) -> npt.NDArray[np.float16]:
     return (rng.normal(size=shape) * scale).astype(np.float16)
 
@@ -66,16 +74,19 @@ def random_rows(rng: np.random.Generator, rows: int, cols: int, weight_format: s
     width = padded(cols)
     if weight_format == "bf16":
         bits = bf16_bits(pad_columns((rng.normal(size=(rows, cols)) * scale).astype(np.float32)))
-        return Packed("bf16", bits.view(np.uint8), np.zeros((0, 0), np.uint16), bf16_values(bits))
+        weights = bf16_values(bits)
+        return Packed("bf16", bits.view(np.uint8), np.zeros((0, 0), np.uint16), weights, np.abs(weights))
     codes = random_codes(rng, (rows, width), weight_format)
     groups = width // GROUP
     d = random_halves(rng, (rows, groups), scale)
     m = random_halves(rng, (rows, groups), scale) if weight_format == "q4" else np.zeros_like(d)
     planes = np.stack([d, m], axis=2).reshape(rows, -1) if weight_format == "q4" else d
     packed = np.concatenate([pack_codes(codes, weight_format), planes.view(np.uint8)], axis=1)
-    centered = codes.astype(np.float64) - (128 if weight_format == "q8" else 0)
-    weights = centered.reshape(rows, groups, GROUP) * d.astype(np.float64)[..., None] + m.astype(np.float64)[..., None]
-    return Packed(weight_format, packed, np.zeros((0, 0), np.uint16), weights.reshape(rows, width))
+    products = centered(codes, weight_format).reshape(rows, groups, GROUP) * d.astype(np.float64)[..., None]
+    minimums = m.astype(np.float64)[..., None]
+    weights, magnitudes = products + minimums, np.abs(products) + np.abs(minimums)
+    empty = np.zeros((0, 0), np.uint16)
+    return Packed(weight_format, packed, empty, weights.reshape(rows, width), magnitudes.reshape(rows, width))
 
 
 def random_down(rng: np.random.Generator, neurons: int, hidden: int, weight_format: str, scale: float = 0.02) -> Packed:
@@ -89,9 +100,10 @@ def random_down(rng: np.random.Generator, neurons: int, hidden: int, weight_form
     m = random_halves(rng, (blocks, width), scale) if weight_format == "q4" else np.zeros_like(d)
     planes = np.concatenate([d, m], axis=1) if weight_format == "q4" else d
     block = np.arange(neurons) // GROUP
-    centered = codes.astype(np.float64) - (128 if weight_format == "q8" else 0)
-    weights = centered * d.astype(np.float64)[block] + m.astype(np.float64)[block]
-    return Packed(weight_format, pack_codes(codes, weight_format), planes.view(np.uint16), weights)
+    products, minimums = centered(codes, weight_format) * d.astype(np.float64)[block], m.astype(np.float64)[block]
+    packed = pack_codes(codes, weight_format)
+    magnitudes = np.abs(products) + np.abs(minimums)
+    return Packed(weight_format, packed, planes.view(np.uint16), products + minimums, magnitudes)
 
 
 def random_activations(rng: np.random.Generator, rows: int, cols: int, scale: float = 1.0) -> Floats:

@@ -64,7 +64,7 @@ class CompareSettings:
 
 @dataclass(slots=True)
 class Paired:
-    """One thing measured on both sides, per repeat."""
+    """One thing measured on both sides, per repeat. `unit` is that of both."""
 
     what: str
     peer: str
@@ -109,6 +109,15 @@ def compare_engines(
     return [pair.row() for pair in race.pairs()]
 
 
+def engine_speed(session: Session, settings: DecodeSettings) -> Callable[[float], float]:
+    """A function that decodes once at one of the settings' sparsities, batch 1, and gives tokens per second."""
+    contestants = prepare_contestants(session, settings, random_prompts(settings, session.spec.vocab_size))
+    by_sparsity = {contestant.sparsity: contestant.sequences for contestant in contestants}
+    return lambda sparsity: (
+        settings.num_tokens / time_decode(session.runner, by_sparsity[sparsity], settings.num_tokens)
+    )
+
+
 class _Race:
     """Both sides' measurements of every repeat."""
 
@@ -116,9 +125,11 @@ class _Race:
         self._session, self._peers, self._settings = session, peers, settings
         decode = settings.decode()
         self._contestants = prepare_contestants(session, decode, random_prompts(decode, session.spec.vocab_size))
+        last = self._contestants[-1].sequences[-1]
+        self._first_free_block = last.block_table[-1] + 1
         self._prompts = prompt_timings(session, settings.prefill())
-        self._their_decode: dict[str, list[float]] = {peer.gguf.name: [] for peer in peers}
-        self._their_prefill: dict[str, list[list[float]]] = {peer.gguf.name: [] for peer in peers}
+        self._their_decode: dict[str, list[float]] = {peer.label: [] for peer in peers}
+        self._their_prefill: dict[str, list[list[float]]] = {peer.label: [] for peer in peers}
         for prompt in self._prompts:  # untimed
             self._time_prompt(prompt)
             prompt.prefill.clear()
@@ -134,19 +145,17 @@ class _Race:
         settings = self._settings
         for peer in self._peers:
             speed = peer.decode_speed(num_tokens=settings.num_tokens, depth=settings.prompt_tokens)
-            self._their_decode[peer.gguf.name].append(speed)
-            self._their_prefill[peer.gguf.name].append(peer.prefill_speeds(settings.prefill_tokens))
+            self._their_decode[peer.label].append(speed)
+            self._their_prefill[peer.label].append(peer.prefill_speeds(settings.prefill_tokens))
 
     def close(self) -> None:
         release(self._session.runner, self._contestants)
 
     def pairs(self) -> list[Paired]:
         """Everything measured, each as ours against one peer's."""
-        pairs = [
-            self._decode_pair(contestant, peer.gguf.name) for peer in self._peers for contestant in self._contestants
-        ]
+        pairs = [self._decode_pair(contestant, peer.label) for peer in self._peers for contestant in self._contestants]
         for peer in self._peers:
-            pairs += [self._prefill_pair(index, peer.gguf.name) for index in range(len(self._prompts))]
+            pairs += [self._prefill_pair(index, peer.label) for index in range(len(self._prompts))]
         first, *others = self._contestants
         if first.sparsity == 0:
             pairs += [self._own_pair(contestant, first) for contestant in others]
@@ -154,7 +163,7 @@ class _Race:
 
     def _time_prompt(self, prompt: PromptTimings) -> None:
         start = time.perf_counter()
-        run_prompt(self._session, self._settings.prefill(), prompt.prompt)
+        run_prompt(self._session, self._settings.prefill(), prompt.prompt, first_block=self._first_free_block)
         prompt.prefill.append(time.perf_counter() - start)
 
     def _speeds(self, contestant: Contestant) -> list[float]:
@@ -162,7 +171,7 @@ class _Race:
 
     def _decode_pair(self, contestant: Contestant, peer: str) -> Paired:
         return Paired(
-            f"decode, {_title(contestant.sparsity)}, batch 1",
+            f"decode, {title_of(contestant.sparsity)}, batch 1",
             peer,
             ours=self._speeds(contestant),
             theirs=self._their_decode[peer],
@@ -171,7 +180,7 @@ class _Race:
 
     def _own_pair(self, contestant: Contestant, dense: Contestant) -> Paired:
         return Paired(
-            f"decode, {_title(contestant.sparsity)}, batch 1",
+            f"decode, {title_of(contestant.sparsity)}, batch 1",
             "own dense",
             ours=self._speeds(contestant),
             theirs=self._speeds(dense),
@@ -194,5 +203,6 @@ class _Race:
         return Paired(f"prefill, {length} tokens", peer, ours=ours, theirs=theirs)
 
 
-def _title(sparsity: float) -> str:
+def title_of(sparsity: float) -> str:
+    """A sparsity in the rows' titles."""
     return "dense" if sparsity == 0 else f"sparsity {sparsity:g}"

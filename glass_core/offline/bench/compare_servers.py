@@ -1,17 +1,17 @@
 """The servers of both sides over HTTP, both running the whole time, loaded in turn with the same prompts.
 
-Besides throughput: time to the first token, one stream over HTTP against our own engine without it, peak memory, and
-the time from start to ready.
+Besides throughput: time to the first token, one stream over HTTP against our own engine without it, the time from start
+to ready, and peak memory.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from glass_core.errors import ConfigurationError
-from glass_core.offline.bench.compare import Paired, alternate
+from glass_core.offline.bench.compare import Paired, alternate, title_of
 from glass_core.offline.bench.llama_cpp import llama_server_command
 from glass_core.offline.bench.load.generator import ClosedLoop
 from glass_core.offline.bench.load.metrics import summarize
@@ -26,36 +26,59 @@ _SPARE_TOKENS = 64
 
 @dataclass(frozen=True, slots=True)
 class ServerPair:
-    """How both servers are started. `model` and `flags` are our server's."""
+    """How both servers are started. `model` and `flags` are our server's, `peer` names the other in the rows."""
 
     model: str
     flags: tuple[str, ...]
     llama_server: Path
     gguf: Path
     num_threads: int
+    peer: str
 
 
-def compare_servers(pair: ServerPair, settings: ServingSettings, progress: Progress) -> list[dict[str, Any]]:
-    """Rows for every concurrency and sparsity: total tokens/s and median time to the first token; then peak resident
-    memory and seconds from start to ready."""
+def compare_servers(
+    pair: ServerPair,
+    settings: ServingSettings,
+    progress: Progress,
+    *,
+    engine_speed: Callable[[float], float],
+    image_bytes: int | None,
+) -> list[dict[str, Any]]:
+    """Rows for every concurrency and sparsity: total tokens/s and median time to the first token; then seconds from
+    start to ready and peak resident memory.
+
+    `engine_speed` decodes once at a sparsity without HTTP and gives tokens/s; `image_bytes` is the size of the weights
+    our server maps.
+    """
+    starts = [_start_once(pair, settings, repeat) for repeat in range(settings.repeats)]
     concurrencies = [load.concurrency for load in settings.loads if isinstance(load, ClosedLoop)]
     if len(concurrencies) < len(settings.loads):
         raise ConfigurationError("servers are compared under closed loops only")
     with _servers(pair, settings, max(concurrencies)) as (ours, theirs):
-        race = _HttpRace(settings, _target(ours), _target(theirs), pair.gguf.name)
+        race = _HttpRace(settings, _target(ours), _target(theirs), pair.peer, engine_speed)
         with progress.task("comparing servers", settings.repeats) as advance:
             for repeat in range(settings.repeats):
                 alternate(repeat, lambda: race.run_ours(repeat), lambda: race.run_theirs(repeat))  # noqa: B023
                 advance()
-        pairs = [*race.pairs(), *_process_pairs(ours, theirs, pair.gguf.name)]
+        pairs = [*race.pairs(), *_memory_pairs(ours, theirs, pair.peer, image_bytes)]
+    pairs.append(Paired("start to ready", pair.peer, "s", [our for our, _ in starts], [their for _, their in starts]))
     return [found.row() for found in pairs]
 
 
 class _HttpRace:
     """Result rows of both sides by concurrency and sparsity; the peer has no sparsity."""
 
-    def __init__(self, settings: ServingSettings, ours: Target, theirs: Target, peer: str) -> None:
+    def __init__(
+        self,
+        settings: ServingSettings,
+        ours: Target,
+        theirs: Target,
+        peer: str,
+        engine_speed: Callable[[float], float],
+    ) -> None:
         self._settings, self._ours, self._theirs, self._peer = settings, ours, theirs, peer
+        self._engine_speed = engine_speed
+        self._engine: dict[float, list[float]] = {sparsity: [] for sparsity in settings.sparsities}
         self._our_rows: dict[tuple[int, float], list[Mapping[str, Any]]] = {}
         self._their_rows: dict[int, list[Mapping[str, Any]]] = {}
         warm_up(ours, settings)
@@ -66,6 +89,8 @@ class _HttpRace:
             for sparsity in self._settings.sparsities:
                 row = self._measure(self._ours, load, sparsity, repeat)
                 self._our_rows.setdefault((load.concurrency, sparsity), []).append(row)
+        for sparsity in self._settings.sparsities:
+            self._engine[sparsity].append(self._engine_speed(sparsity))
 
     def run_theirs(self, repeat: int) -> None:
         for load in self._loads():
@@ -75,14 +100,16 @@ class _HttpRace:
     def pairs(self) -> list[Paired]:
         pairs = []
         for (concurrency, sparsity), rows in self._our_rows.items():
-            title = f"http, {concurrency} stream{'s' if concurrency > 1 else ''}, sparsity {sparsity:g}"
+            title = f"http, {concurrency} stream{'s' if concurrency > 1 else ''}, {title_of(sparsity)}"
             theirs = self._their_rows[concurrency]
-            pairs.append(self._pair(title, "tokens/s", _throughputs(rows), _throughputs(theirs)))
-            pairs.append(self._pair(f"{title}: time to first token", "ms", _ttfts(rows), _ttfts(theirs)))
+            extra = {"sparsity": sparsity}
+            pairs.append(Paired(title, self._peer, "tokens/s", _throughputs(rows), _throughputs(theirs), extra))
+            pairs.append(Paired(f"{title}, TTFT", self._peer, "ms", _ttfts(rows), _ttfts(theirs), extra))
+            if concurrency == 1:
+                streaming = [row["decode_tokens_per_second"] for row in rows]
+                what = f"{title}, while streaming"
+                pairs.append(Paired(what, "own engine", "tokens/s", streaming, self._engine[sparsity], extra))
         return pairs
-
-    def _pair(self, what: str, unit: str, ours: list[float], theirs: list[float]) -> Paired:
-        return Paired(what, self._peer, unit, ours, theirs)
 
     def _loads(self) -> Iterator[ClosedLoop]:
         return (load for load in self._settings.loads if isinstance(load, ClosedLoop))
@@ -106,11 +133,14 @@ def _ttfts(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     return [row["ttft_ms"]["p50"] for row in rows]
 
 
-def _process_pairs(ours: ServerProcess, theirs: ServerProcess, peer: str) -> list[Paired]:
-    pairs = [Paired("start to ready", peer, "s", [ours.start_seconds], [theirs.start_seconds])]
+def _memory_pairs(ours: ServerProcess, theirs: ServerProcess, peer: str, image_bytes: int | None) -> list[Paired]:
+    """Peak resident memory against the peer's, and against the size of our weights."""
     our_rss, their_rss = ours.peak_rss_bytes(), theirs.peak_rss_bytes()
-    if our_rss is not None and their_rss is not None:
-        pairs.append(Paired("peak resident memory", peer, "MB", [our_rss / 1e6], [their_rss / 1e6]))
+    if our_rss is None or their_rss is None:
+        return []
+    pairs = [Paired("peak resident memory", peer, "MB", [our_rss / 1e6], [their_rss / 1e6])]
+    if image_bytes is not None:
+        pairs.append(Paired("peak resident memory", "own weights", "MB", [our_rss / 1e6], [image_bytes / 1e6]))
     return pairs
 
 
@@ -118,23 +148,45 @@ def _target(process: ServerProcess) -> Target:
     return target_of(f"http://{LOOPBACK}:{process.port}")
 
 
+def _start_once(pair: ServerPair, settings: ServingSettings, repeat: int) -> tuple[float, float]:
+    """Seconds from start to ready of both, one after the other."""
+    seconds: dict[str, float] = {}
+
+    def start(side: str, process: ServerProcess) -> None:
+        with process:
+            seconds[side] = process.start_seconds
+
+    alternate(
+        repeat, lambda: start("ours", _our_server(pair, 1)), lambda: start("theirs", _their_server(pair, settings, 1))
+    )
+    return seconds["ours"], seconds["theirs"]
+
+
 @contextmanager
 def _servers(
     pair: ServerPair, settings: ServingSettings, num_slots: int
 ) -> Iterator[tuple[ServerProcess, ServerProcess]]:
     """Both servers, ready."""
-    num_tokens = _MAX_TOKENS_PER_WORD * settings.prompt_words + settings.num_tokens + _SPARE_TOKENS
-    our_port, their_port = free_port(), free_port()
+    with ExitStack() as stack:
+        ours = stack.enter_context(_our_server(pair, num_slots))
+        yield ours, stack.enter_context(_their_server(pair, settings, num_slots))
+
+
+def _our_server(pair: ServerPair, num_slots: int) -> ServerProcess:
+    port = free_port()
     flags = ["--num-threads", str(pair.num_threads), "--max-num-sequences", str(num_slots), *pair.flags]
+    return ServerProcess(glass_command(pair.model, port, flags), port, "/ready")
+
+
+def _their_server(pair: ServerPair, settings: ServingSettings, num_slots: int) -> ServerProcess:
+    """With room for the longest answers in every slot."""
+    port = free_port()
     command = llama_server_command(
         pair.llama_server,
         pair.gguf,
-        their_port,
+        port,
         num_threads=pair.num_threads,
         num_slots=num_slots,
-        num_tokens=num_tokens,
+        num_tokens=_MAX_TOKENS_PER_WORD * settings.prompt_words + settings.num_tokens + _SPARE_TOKENS,
     )
-    with ExitStack() as stack:
-        ours = stack.enter_context(ServerProcess(glass_command(pair.model, our_port, flags), our_port, "/ready"))
-        theirs = stack.enter_context(ServerProcess(command, their_port, "/health"))
-        yield ours, theirs
+    return ServerProcess(command, port, "/health")

@@ -24,6 +24,11 @@ class LlamaBench:
     gguf: Path
     num_threads: int
 
+    @property
+    def label(self) -> str:
+        """A short name for the file: its type where the name ends with one, as in model.Q4_0.gguf."""
+        return self.gguf.stem.rpartition(".")[2] or self.gguf.stem
+
     def decode_speed(self, *, num_tokens: int, depth: int) -> float:
         """Tokens per second of generating after a context of `depth` tokens, batch 1. llama-bench samples nothing."""
         (speed,) = self._speeds(["-p", "0", "-n", str(num_tokens), "-d", str(depth)], "n_gen", [num_tokens])
@@ -44,7 +49,7 @@ class LlamaBench:
 
     def description(self) -> dict[str, Any]:
         """What it says about itself and the file, for the conditions of a result."""
-        entries = self._run(["-p", "0", "-n", "1", "-t", str(self.num_threads), "-r", "1", "-o", "json"])
+        entries = self._run(["-p", "0", "-n", "1", "-t", str(self.num_threads), "-r", "1", "-ngl", "0", "-o", "json"])
         keys = ("build_commit", "build_number", "cpu_info", "backends", "model_type", "model_size", "model_n_params")
         first = entries[0] if entries else {}
         return {"gguf": self.gguf.name, "threads": self.num_threads, **{key: first.get(key) for key in keys}}

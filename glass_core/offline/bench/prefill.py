@@ -91,13 +91,17 @@ def prompt_timings(session: Session, settings: PrefillSettings) -> list[PromptTi
     ]
 
 
-def run_prompt(session: Session, settings: PrefillSettings, prompt: tuple[int, ...]) -> RowResult:
-    """Prefill one prompt in chunks; the last chunk's result, with the statistics of all of them."""
+def run_prompt(
+    session: Session, settings: PrefillSettings, prompt: tuple[int, ...], *, first_block: int = 0
+) -> RowResult:
+    """Prefill one prompt in chunks, into KV blocks from `first_block` on; the last chunk's result, with the statistics
+    of all of them."""
     statistics: LocalStatistics | None = None
     for start in range(0, len(prompt), settings.chunk_tokens):
         tokens = prompt[start : start + settings.chunk_tokens]
         is_last = start + len(tokens) == len(prompt)
-        row = _row_of(prompt, tokens, start=start, sampled=() if is_last else None, prior=statistics)
+        drawn = () if is_last else None
+        row = _row_of(prompt, tokens, start=start, sampled=drawn, prior=statistics, first_block=first_block)
         (result,) = session.runner.execute(StepBatch((row,))).rows
         statistics = result.statistics
     return result
@@ -139,6 +143,7 @@ def _row_of(
     sampled: Sequence[int] | None,
     prior: LocalStatistics | None = None,
     plan: SparsityPlan | None = None,
+    first_block: int = 0,
 ) -> StepRow:
     """`sampled` None = draw no token; `plan` None = a prefill chunk, which collects."""
     sampling = SamplingParams(max_tokens=_ANSWER_TOKENS, seed=0, temperature=0.0, ignore_eos=True)
@@ -146,7 +151,7 @@ def _row_of(
         sequence_id=_SEQUENCE,
         token_ids=tokens,
         start=start,
-        block_table=tuple(range(blocks_for(len(prompt) + _ANSWER_TOKENS))),
+        block_table=tuple(range(first_block, first_block + blocks_for(len(prompt) + _ANSWER_TOKENS))),
         plan=plan,
         collect_statistics=plan is None,
         prior_statistics=prior,

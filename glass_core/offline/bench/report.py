@@ -66,19 +66,20 @@ def print_serving(result: Result, console: Console) -> None:
 def print_compare(result: Result, console: Console) -> None:
     """One line per thing compared, with the KL of both sides where it was measured."""
     conditions = result["conditions"]
-    columns = ("what", "peer", "unit", "ours", "theirs", "ratio", "min - max", "KL ours", "KL theirs")
-    table = _table(f"compare · {_engine(conditions)} · {conditions['repeats']} repeats", *columns)
+    title = f"compare · {_engine(conditions)} · {conditions['repeats']} repeats"
+    table = Table("what", title=title)
+    table.add_column("peer")
+    for name in ("ours", "theirs", "ratio", "min - max", "KL ours / theirs"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in result["rows"]:
         table.add_row(
-            row["what"],
+            row["what"] if row["unit"] == "tokens/s" else f"{row['what']}, {row['unit']}",
             row["peer"],
-            row["unit"],
             f"{row['ours']:.4g}",
             f"{row['theirs']:.4g}",
             f"{row['ratio']:.2f}",
             f"{row['ratio_min']:.2f} - {row['ratio_max']:.2f}",
-            _number(row.get("kl_ours"), 4),
-            _number(row.get("kl_theirs"), 4),
+            f"{_number(row.get('kl_ours'))} / {_number(row.get('kl_theirs'))}" if row.get("kl_ours") else "",
         )
     console.print(table)
 
@@ -109,5 +110,5 @@ def _percentiles(values: Mapping[str, float | None]) -> str:
     return " / ".join("-" if value is None else f"{value:.3g}" for value in found)
 
 
-def _number(value: float | None, digits: int = 1) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"

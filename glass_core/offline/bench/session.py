@@ -14,7 +14,7 @@ from glass_core.models.registry import load_spec
 from glass_core.models.spec import ModelSpec
 from glass_core.offline.bench.traffic import StepTraffic, image_step_traffic, step_traffic
 from glass_core.offline.generation import cache_for
-from glass_core.offline.provenance import commit, machine, num_cores, versions
+from glass_core.offline.provenance import commit, load_average, machine, num_cores, versions
 from glass_core.runners.base import Runner
 from glass_core.runners.native.image import ImageHeader, image_path, read_image
 from glass_core.sparsity.plan import SparsityPlan
@@ -67,7 +67,13 @@ class Session:
 
 def surroundings(command: str) -> dict[str, Any]:
     """The conditions that do not depend on the model."""
-    return {"command": command, "commit": commit(), "machine": machine(), "versions": versions()}
+    return {
+        "command": command,
+        "commit": commit(),
+        "machine": machine(),
+        "load_average": load_average(),
+        "versions": versions(),
+    }
 
 
 @contextmanager

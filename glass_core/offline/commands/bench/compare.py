@@ -35,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--llama-server", type=Path, metavar="PATH", help="llama.cpp's server: compare over HTTP too")
     parser.add_argument("--gguf", type=Path, action="append", metavar="FILE", help="the peer's model; may be repeated")
     parser.add_argument("--sparsities", default="0,0.5", help="comma-separated (default: 0,0.5)")
-    parser.add_argument("--method", default="griffin", help="selection method; speed does not depend on it")
+    parser.add_argument("--method", default="a_glass", help="selection method; speed does not depend on it")
     parser.add_argument("--num-tokens", type=int, default=128, help="tokens decoded per timing (default: 128)")
     parser.add_argument("--prompt-tokens", type=int, default=32, help="tokens in the cache before (default: 32)")
     parser.add_argument("--prefill-tokens", default="512", help="comma-separated (default: 512)")
     parser.add_argument("--concurrency", default="1,8", help="requests in flight over HTTP (default: 1,8)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of both sides, at least 5 (default: 5)")
     parser.add_argument("--quality", action="store_true", help="measure the KL to fp32 of both sides' settings")
-    parser.add_argument("--quality-tokens", type=int, default=256, help="answer tokens scored (default: 256)")
+    parser.add_argument("--quality-tokens", type=int, default=128, help="answer tokens scored (default: 128)")
     add_engine(parser)
     add_common(parser)
 
@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     num_sequences = len(settings.sparsities) + 1
     with session_of(args, num_sequences=num_sequences, num_tokens=settings.max_sequence_tokens) as session:
         result = _engines(args, session, peers, settings)
+        if args.llama_server is not None:
+            result["rows"] += _servers(args, session, peers, settings)
         if args.quality:
             _add_quality(args, session, peers, settings, result)
-    if args.llama_server is not None:
-        result["rows"] += _servers(args, peers)
     print_compare(result, Console())
     return finish(args, result)
 
@@ -118,38 +118,43 @@ def _add_quality(
     result: dict[str, Any],
 ) -> None:
     """Measure, and put the KL of both sides into the rows they belong to."""
-    from glass_core.offline.bench.quality import add_quality, measure_quality
+    from glass_core.offline.bench.quality import QualitySettings, add_quality, measure_quality
     from glass_core.offline.progress import ConsoleProgress
 
-    quality = measure_quality(
-        session,
-        [(args.llama_server, peer.gguf, peer.num_threads) for peer in peers if args.llama_server is not None],
+    asked = QualitySettings(
         sparsities=settings.sparsities,
+        method=settings.method,
         num_tokens=args.quality_tokens,
         seed=args.seed,
-        progress=ConsoleProgress(),
+        llama_server=args.llama_server,
+        peers=tuple(peers) if args.llama_server is not None else (),
     )
-    result["quality"] = quality
-    add_quality(result["rows"], quality)
+    result["quality"] = measure_quality(session, asked, ConsoleProgress())
+    add_quality(result["rows"], result["quality"])
 
 
-def _servers(args: argparse.Namespace, peers: list["LlamaBench"]) -> list[dict[str, Any]]:
+def _servers(
+    args: argparse.Namespace, session: "Session", peers: list["LlamaBench"], settings: "CompareSettings"
+) -> list[dict[str, Any]]:
+    from glass_core.offline.bench.compare import engine_speed
     from glass_core.offline.bench.compare_servers import ServerPair, compare_servers
     from glass_core.offline.bench.serving import ServingSettings, loads_of
     from glass_core.offline.commands.bench.flags import engine_config
     from glass_core.offline.commands.bench.serving import server_flags
-    from glass_core.offline.flags import parse_counts, parse_floats
+    from glass_core.offline.flags import parse_counts
     from glass_core.offline.progress import ConsoleProgress
 
     serving = ServingSettings(
         loads=loads_of(parse_counts(args.concurrency, "--concurrency"), ()),
-        sparsities=parse_floats(args.sparsities, "--sparsities"),
+        sparsities=settings.sparsities,
+        method=settings.method,
         prompt_words=args.prompt_tokens,
         num_tokens=args.num_tokens,
         repeats=args.repeats,
         seed=args.seed,
     )
-    rows = []
+    speed = engine_speed(session, settings.decode())
+    rows: list[dict[str, Any]] = []
     for peer in peers:
         pair = ServerPair(
             model=str(engine_config(args).model_path),
@@ -157,6 +162,13 @@ def _servers(args: argparse.Namespace, peers: list["LlamaBench"]) -> list[dict[s
             llama_server=args.llama_server,
             gguf=peer.gguf,
             num_threads=peer.num_threads,
+            peer=f"llama-server {peer.label}",
         )
-        rows += compare_servers(pair, serving, ConsoleProgress())
+        rows += compare_servers(
+            pair,
+            serving,
+            ConsoleProgress(),
+            engine_speed=speed,
+            image_bytes=None if session.image is None else session.image.payload_bytes,
+        )
     return rows

@@ -28,9 +28,11 @@ FfnStep::FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels&
       pool_(pool),
       hidden_padded_(padded(shape.hidden_size)),
       scratch_(static_cast<size_t>(pool.num_threads())) {
+    const auto values = static_cast<size_t>(std::max(kTurnValues, kTokenTile * kNeuronsPerChunk));
     for (Scratch& scratch : scratch_) {
-        scratch.gate.reserve(kTokenTile * kNeuronsPerChunk);
-        scratch.up.reserve(kTokenTile * kNeuronsPerChunk);
+        scratch.gate.reserve(values);
+        scratch.up.reserve(values);
+        scratch.list.reserve(values);
     }
 }
 
@@ -101,34 +103,41 @@ void FfnStep::run_tile(const FfnWeights& ffn, int32_t layer, Activations& x, int
                        int32_t thread) {
     Scratch& scratch = scratch_[static_cast<size_t>(thread)];
     const ChunkLayout& layout = plans_.layout();
-    const auto groups = static_cast<size_t>(shape_.num_groups());
-    const uint32_t* words = union_.data() + static_cast<size_t>(layer) * groups;
     const ActivationView inputs = x.view(first, count);
     float* output = partial_row(thread, first);
     std::memset(output, 0, sizeof(float) * static_cast<size_t>(count) * static_cast<size_t>(hidden_padded_));
-    for (int32_t i = 0; i < layout.chunks_per_thread(); ++i) {
-        const int32_t chunk = layout.chunk(thread, i);
-        const NeuronRange neurons = shared_ != nullptr ? (*shared_)[static_cast<size_t>(layer)].range(chunk)
-                                                       : expand(layout, words, chunk, scratch.list);
+    const int32_t per_turn = std::max(1, kTurnValues / (count * kNeuronsPerChunk));
+    for (int32_t i = 0; i < layout.chunks_per_thread(); i += per_turn) {
+        const int32_t chunk = layout.chunk(thread, i), num_chunks = std::min(per_turn, layout.chunks_per_thread() - i);
+        const Turn turn{chunk, num_chunks, neurons_of(layer, chunk, num_chunks, scratch)};
+        const NeuronRange& neurons = turn.neurons;
         if (neurons.count == 0) continue;
+        const auto width = static_cast<size_t>(turn.width());
         float *gate = scratch.gate.data(), *up = scratch.up.data();
-        kernels_.dot_rows(ffn.gate, neurons.index, 0, neurons.count, inputs, gate, kNeuronsPerChunk);
-        kernels_.dot_rows(ffn.up, neurons.index, 0, neurons.count, inputs, up, kNeuronsPerChunk);
-        activate(ffn, neurons, layer, first, count, scratch);
-        for (int32_t t = 0; t < count; ++t) {
-            if (collected_[static_cast<size_t>(first + t)] >= 0) collect(chunk, first + t, gate + t * kNeuronsPerChunk);
-        }
-        kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, gate, kNeuronsPerChunk, count, output,
+        kernels_.dot_rows(ffn.gate, neurons.index, 0, neurons.count, inputs, gate, width);
+        kernels_.dot_rows(ffn.up, neurons.index, 0, neurons.count, inputs, up, width);
+        activate(ffn, turn, layer, first, count, scratch);
+        kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, gate, width, count, output,
                                  static_cast<size_t>(hidden_padded_));
     }
 }
 
-// z of every token, in place of its gate; 0 where the token's own plan lacks the neuron.
-void FfnStep::activate(const FfnWeights& ffn, const NeuronRange& neurons, int32_t layer, int32_t first, int32_t count,
+NeuronRange FfnStep::neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const {
+    if (shared_ != nullptr) return (*shared_)[static_cast<size_t>(layer)].range(chunk, num_chunks);
+    const uint32_t* words = union_.data() + static_cast<size_t>(layer) * static_cast<size_t>(shape_.num_groups());
+    int32_t* list = scratch.list.data();
+    int32_t count = 0;
+    for (int32_t i = 0; i < num_chunks; ++i) count += expand(plans_.layout(), words, chunk + i, list + count).count;
+    return {list, count};
+}
+
+// z of every token, in place of its gate; 0 where the token's own plan lacks the neuron. Collected ones are copied.
+void FfnStep::activate(const FfnWeights& ffn, const Turn& turn, int32_t layer, int32_t first, int32_t count,
                        Scratch& scratch) {
+    const NeuronRange& neurons = turn.neurons;
     for (int32_t t = 0; t < count; ++t) {
-        float* gate = scratch.gate.data() + t * kNeuronsPerChunk;
-        float* up = scratch.up.data() + t * kNeuronsPerChunk;
+        float* gate = scratch.gate.data() + static_cast<ptrdiff_t>(t) * turn.width();
+        float* up = scratch.up.data() + static_cast<ptrdiff_t>(t) * turn.width();
         if (ffn.gate_bias != nullptr) {
             add_gathered(gate, ffn.gate_bias, neurons.index, neurons.count);
             add_gathered(up, ffn.up_bias, neurons.index, neurons.count);
@@ -136,6 +145,7 @@ void FfnStep::activate(const FfnWeights& ffn, const NeuronRange& neurons, int32_
         gated_activation(shape_.activation, gate, up, neurons.count);
         const Plan* own = token_plans_[static_cast<size_t>(first + t)];
         if (own != nullptr) mask(neurons, (*own)[static_cast<size_t>(layer)].words(), gate);
+        if (collected_[static_cast<size_t>(first + t)] >= 0) collect(turn, first + t, gate);
     }
 }
 
@@ -147,15 +157,17 @@ void FfnStep::mask(const NeuronRange& neurons, const uint32_t* words, float* z) 
     }
 }
 
-// A collected token is dense, so the chunk holds all neurons of its groups.
-void FfnStep::collect(int32_t chunk, int32_t token, const float* z) {
+// A collected token is dense, so the turn holds all neurons of its groups.
+void FfnStep::collect(const Turn& turn, int32_t token, const float* z) {
     float* to = z_.data() + static_cast<size_t>(collected_[static_cast<size_t>(token)]) *
                                 static_cast<size_t>(shape_.intermediate_size);
-    plans_.layout().for_groups(chunk, [&](int32_t group) {
-        const int32_t neuron = group * kGroup, count = std::min(kGroup, shape_.intermediate_size - neuron);
-        std::memcpy(to + neuron, z, sizeof(float) * static_cast<size_t>(count));
-        z += count;
-    });
+    for (int32_t chunk = turn.chunk; chunk < turn.chunk + turn.num_chunks; ++chunk) {
+        plans_.layout().for_groups(chunk, [&](int32_t group) {
+            const int32_t neuron = group * kGroup, count = std::min(kGroup, shape_.intermediate_size - neuron);
+            std::memcpy(to + neuron, z, sizeof(float) * static_cast<size_t>(count));
+            z += count;
+        });
+    }
 }
 
 }  // namespace glass

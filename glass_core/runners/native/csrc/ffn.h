@@ -17,6 +17,10 @@ namespace glass {
 // Tokens that are multiplied together; their inputs and partial outputs stay in the second-level cache.
 inline constexpr int32_t kTokenTile = 64;
 
+// Values of z that a thread works on at a time: few tokens run through all of the thread's neurons at once, because a
+// long walk over the weights can be prefetched; many tokens keep z in the first levels of the cache.
+inline constexpr int32_t kTurnValues = 16384;
+
 // What the FFNs of a step executed, summed over layers.
 struct FfnWork {
     int64_t neurons = 0;  // of the union: each was computed for every token of the step
@@ -44,14 +48,22 @@ public:
 private:
     struct Scratch {
         Buffer<float> gate, up;
-        int32_t list[kNeuronsPerChunk];
+        Buffer<int32_t> list;
+    };
+    // Some successive chunks of one thread, and the row length of gate and up.
+    struct Turn {
+        int32_t chunk;
+        int32_t num_chunks;
+        NeuronRange neurons;
+        int32_t width() const { return num_chunks * kNeuronsPerChunk; }
     };
 
     void run_tile(const FfnWeights& ffn, int32_t layer, Activations& x, int32_t first, int32_t count, int32_t thread);
-    void activate(const FfnWeights& ffn, const NeuronRange& neurons, int32_t layer, int32_t first, int32_t count,
+    NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
+    void activate(const FfnWeights& ffn, const Turn& turn, int32_t layer, int32_t first, int32_t count,
                   Scratch& scratch);
     void mask(const NeuronRange& neurons, const uint32_t* words, float* z) const;
-    void collect(int32_t chunk, int32_t token, const float* z);
+    void collect(const Turn& turn, int32_t token, const float* z);
     float* partial_row(int32_t thread, int32_t token);
 
     const ModelShape& shape_;

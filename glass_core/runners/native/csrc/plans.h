@@ -1,8 +1,8 @@
 // Pruned views: a plan's neurons as index lists over the one weight image, nothing copied.
 //
 // Neurons are walked in groups of 32 that share down scales. Group g belongs to thread g % threads, and a thread walks
-// its groups in chunks of kGroupsPerChunk, in an order that depends on the model and the number of threads only: a
-// row's sums are then added in the same order whatever else is in the step.
+// its groups in ascending order, some chunks of kGroupsPerChunk at a time: a row's sums are then added in the same order
+// whatever else is in the step.
 #pragma once
 
 #include <cstddef>
@@ -54,9 +54,10 @@ public:
     // `neurons` ascend strictly and lie in [0, intermediate_size); throws std::invalid_argument otherwise.
     LayerPlan(const ChunkLayout& layout, int32_t intermediate_size, const int32_t* neurons, size_t count);
 
-    NeuronRange range(int32_t chunk) const {
-        const auto c = static_cast<size_t>(chunk);
-        return {order_.data() + offsets_[c], offsets_[c + 1] - offsets_[c]};
+    // The neurons of `count` successive chunks of one thread.
+    NeuronRange range(int32_t chunk, int32_t count) const {
+        const auto first = static_cast<size_t>(chunk), last = first + static_cast<size_t>(count);
+        return {order_.data() + offsets_[first], offsets_[last] - offsets_[first]};
     }
     const uint32_t* words() const { return words_.data(); }
     int32_t count() const { return static_cast<int32_t>(order_.size()); }

@@ -111,35 +111,56 @@ inline void panel_group(const uint8_t* record, int32_t g, int32_t t0, const Rows
     }
 }
 
-// The whole panel against activation rows [t0, t0 + T), in the order of the fold.
+// sums[t][r] = the partial sums of lanes j, j+4, j+8, j+12 over the blocks before group `whole`, folded. The records
+// follow each other. A function of its own, with the totals in memory: GCC runs out of registers otherwise.
 template <Format F, int R, int T>
-inline void panel_tile(const uint8_t* panel, int32_t t0, const Rows512& a, __m512 totals[T][R]) {
-    const int32_t whole = a.groups / 16 * 16;
-    const uint8_t* record = panel;
-    for (int t = 0; t < T; ++t) {
-        for (int r = 0; r < R; ++r) totals[t][r] = _mm512_setzero_ps();
-    }
-    for (int32_t j = 0; j < 4 && whole > 0; ++j) {
-        __m512 folds[T][R];
-        for (int32_t i = 0; i < 4; ++i) {
-            __m512 partials[T][R];
-            for (int t = 0; t < T; ++t) {
-                for (int r = 0; r < R; ++r) partials[t][r] = _mm512_setzero_ps();
-            }
-            for (int32_t g = kLaneGroup<F>[j + 4 * i]; g < whole; g += 16, record += kRecordBytes<R>) {
-                panel_group<F, R, T>(record, g, t0, a, partials);
-            }
-            for (int t = 0; t < T; ++t) {
-                for (int r = 0; r < R; ++r) folds[t][r] = i == 0 ? partials[t][r] : _mm512_add_ps(folds[t][r], partials[t][r]);
-            }
+[[gnu::noinline]] const uint8_t* panel_fold(const uint8_t* record, int32_t j, int32_t whole, int32_t t0,
+                                            const Rows512& a, __m512 (*sums)[R]) {
+    __m512 folds[T][R];
+    for (int32_t lane = j; lane < 16; lane += 4) {
+        __m512 partials[T][R];
+        for (int t = 0; t < T; ++t) {
+            for (int r = 0; r < R; ++r) partials[t][r] = _mm512_setzero_ps();
+        }
+        for (int32_t g = kLaneGroup<F>[lane]; g < whole; g += 16, record += kRecordBytes<R>) {
+            panel_group<F, R, T>(record, g, t0, a, partials);
         }
         for (int t = 0; t < T; ++t) {
-            for (int r = 0; r < R; ++r) totals[t][r] = j == 0 ? folds[t][r] : _mm512_add_ps(totals[t][r], folds[t][r]);
+            for (int r = 0; r < R; ++r) folds[t][r] = lane == j ? partials[t][r] : _mm512_add_ps(folds[t][r], partials[t][r]);
         }
     }
-    for (int32_t g = whole; g < a.groups; ++g, record += kRecordBytes<R>) {
-        panel_group<F, R, T>(record, g, t0, a, totals);
+    for (int t = 0; t < T; ++t) {
+        for (int r = 0; r < R; ++r) sums[t][r] = folds[t][r];
     }
+    return record;
+}
+
+// totals[t][r] += groups from g on.
+template <Format F, int R, int T>
+[[gnu::noinline]] void panel_tail(const uint8_t* record, int32_t g, int32_t t0, const Rows512& a, __m512 (*totals)[R]) {
+    __m512 sums[T][R];
+    for (int t = 0; t < T; ++t) {
+        for (int r = 0; r < R; ++r) sums[t][r] = totals[t][r];
+    }
+    for (; g < a.groups; ++g, record += kRecordBytes<R>) panel_group<F, R, T>(record, g, t0, a, sums);
+    for (int t = 0; t < T; ++t) {
+        for (int r = 0; r < R; ++r) totals[t][r] = sums[t][r];
+    }
+}
+
+// The whole panel against activation rows [t0, t0 + T), in the order of the fold.
+template <Format F, int R, int T>
+inline void panel_tile(const uint8_t* panel, int32_t t0, const Rows512& a, __m512 (*totals)[R]) {
+    const int32_t whole = a.groups / 16 * 16;
+    const uint8_t* record = panel;
+    for (int32_t j = 0; j < 4; ++j) {
+        __m512 sums[T][R];
+        record = panel_fold<F, R, T>(record, j, whole, t0, a, sums);
+        for (int t = 0; t < T; ++t) {
+            for (int r = 0; r < R; ++r) totals[t][r] = j == 0 ? sums[t][r] : _mm512_add_ps(totals[t][r], sums[t][r]);
+        }
+    }
+    if (whole < a.groups) panel_tail<F, R, T>(record, whole, t0, a, totals);
 }
 
 template <Format F, int R, int T>

@@ -1,0 +1,11 @@
+// AVX2 kernels (AVX2, FMA, F16C).
+#include "avx2_primitives.h"
+
+#include "narrow_body.h"
+#include "tables.h"
+
+namespace glass {
+
+const Kernels kAvx2Kernels = {"avx2", quantize, dot_rows, accumulate_down, dot_bf16, axpy_bf16};
+
+}  // namespace glass

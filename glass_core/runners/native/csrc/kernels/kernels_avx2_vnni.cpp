@@ -1,0 +1,15 @@
+// AVX2 kernels with AVX-VNNI.
+#include "avx2_primitives.h"
+
+#include "narrow_body.h"
+#include "tables.h"
+
+#if !defined(__AVXVNNI__)
+#error "kernels_avx2_vnni.cpp must be compiled with -mavxvnni"
+#endif
+
+namespace glass {
+
+const Kernels kAvx2VnniKernels = {"avx2_vnni", quantize, dot_rows, accumulate_down, dot_bf16, axpy_bf16};
+
+}  // namespace glass

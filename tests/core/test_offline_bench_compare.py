@@ -1,0 +1,202 @@
+"""`glass bench compare` with stand-ins for llama.cpp: who is asked what, in which order, and how ratios come about."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from glass_core.checkpoint.prepared import open_prepared
+from glass_core.errors import ConfigurationError
+from glass_core.offline.bench import compare_servers
+from glass_core.offline.bench.compare import CompareSettings, Paired, alternate
+from glass_core.offline.bench.llama_cpp import LlamaBench
+from glass_core.offline.bench.quality import Score, add_quality
+from glass_core.offline.cli import main
+from glass_core.runners.native.checkpoint_image import make_image
+from glass_core.runners.native.extension import why_missing
+from tests.core.fake_llama_cpp import write_llama_bench, write_llama_server
+from tests.tiny_models import save_tiny_model
+
+SMALL = ["--num-tokens", "2", "--prompt-tokens", "4", "--prefill-tokens", "3,6"]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+@pytest.fixture
+def gguf(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.Q4_0.gguf"
+    path.touch()
+    return path
+
+
+def compare(arguments: Sequence[str | Path], output: Path) -> dict[str, Any]:
+    assert main(["bench", "compare", *map(str, arguments), "--json", str(output)]) == 0
+    result: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+    return result
+
+
+def test_result_file(model_dir: Path, gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench, log = write_llama_bench(tmp_path)
+    arguments: list[str | Path] = [
+        model_dir,
+        "--llama-bench",
+        bench,
+        "--gguf",
+        gguf,
+        "--dtype",
+        "float32",
+        "--method",
+        "griffin",
+    ]
+    result = compare([*arguments, *SMALL, "--threads", "1"], tmp_path / "out.json")
+    assert result["conditions"]["peers"][0]["model_type"] == "llama Q4_0"
+    assert result["conditions"]["peers"][0]["gguf"] == "tiny.Q4_0.gguf"
+    named = {(row["what"], row["peer"]): row for row in result["rows"]}
+    assert set(named) == {
+        ("decode, dense, batch 1", "Q4_0"),
+        ("decode, sparsity 0.5, batch 1", "Q4_0"),
+        ("prefill, 3 tokens", "Q4_0"),
+        ("prefill, 6 tokens", "Q4_0"),
+        ("decode, sparsity 0.5, batch 1", "own dense"),
+    }
+    dense = named["decode, dense, batch 1", "Q4_0"]
+    assert (dense["theirs"], dense["effective_sparsity"]) == (100.0, 0.0)
+    assert dense["ratio"] == pytest.approx(dense["ours"] / 100.0)
+    assert named["prefill, 6 tokens", "Q4_0"]["theirs"] == 1000.0
+    for row in result["rows"]:
+        assert row["ratio_min"] <= row["ratio"] <= row["ratio_max"]
+    assert "compare" in capsys.readouterr().out
+    flags = [json.loads(line) for line in log.read_text().splitlines()]
+    assert flags[0] == {"-m": str(gguf), "-p": "0", "-n": "1", "-t": "1", "-r": "1", "-ngl": "0", "-o": "json"}
+    decodes = [call for call in flags if call["-n"] == "2"]
+    prefills = [call for call in flags if call["-p"] == "3,6"]
+    assert len(decodes) == len(prefills) == 5
+    assert all(call["-d"] == "4" and call["-t"] == "1" for call in decodes)
+
+
+def test_sides_swap_from_repeat_to_repeat() -> None:
+    order: list[str] = []
+    for repeat in range(3):
+        alternate(repeat, lambda: order.append("ours"), lambda: order.append("theirs"))
+    assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
+
+
+def test_the_ratio_is_the_median_of_the_repeats_own_ratios() -> None:
+    row = Paired("speed", "them", ours=[10.0, 40.0, 30.0], theirs=[5.0, 10.0, 30.0]).row()
+    assert (row["ours"], row["theirs"]) == (30.0, 10.0)
+    assert (row["ratio"], row["ratio_min"], row["ratio_max"]) == (2.0, 1.0, 4.0)
+
+
+def test_few_repeats_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="repeats must be at least 5 for a median, got 4"):
+        CompareSettings(repeats=4)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ({"status": 2}, "failed with status 2"),
+        ({"output": "'nothing'"}, "its output is not JSON"),
+        ({"output": "'3'"}, "expected a JSON list of objects"),
+        ({"output": "'[]'"}, "no avg_ts for n_gen"),
+    ],
+)
+def test_a_peer_that_fails_is_an_error(script: dict[str, Any], message: str, gguf: Path, tmp_path: Path) -> None:
+    bench, _ = write_llama_bench(tmp_path, **script)
+    with pytest.raises(ConfigurationError, match=message):
+        LlamaBench(bench, gguf, 1).decode_speed(num_tokens=4, depth=0)
+    with pytest.raises(ConfigurationError, match="cannot run"):
+        LlamaBench(tmp_path / "absent", gguf, 1).decode_speed(num_tokens=4, depth=0)
+
+
+def test_bad_flags_name_what_is_missing(
+    model_dir: Path, gguf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench, _ = write_llama_bench(tmp_path)
+    for arguments, message in (
+        ([model_dir, "--llama-bench", bench], "--gguf FILE is needed"),
+        ([model_dir, "--llama-bench", tmp_path / "no", "--gguf", gguf], "no such file"),
+        (["--random", "llama-1b", "--llama-bench", bench, "--quality"], "no --quality, no --llama-server"),
+    ):
+        assert main(["bench", "compare", *map(str, arguments)]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_servers_are_compared(model_dir: Path, gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, _ = write_llama_bench(tmp_path)
+    server = write_llama_server(tmp_path)
+    monkeypatch.setattr(
+        compare_servers, "glass_command", lambda model, port, flags: [str(server), "--port", str(port), *flags]
+    )
+    arguments: list[str | Path] = [
+        model_dir,
+        "--llama-bench",
+        bench,
+        "--llama-server",
+        server,
+        "--gguf",
+        gguf,
+        "--dtype",
+        "float32",
+    ]
+    flags = ["--sparsities", "0", "--concurrency", "1,2", "--method", "griffin", "--threads", "1"]
+    result = compare([*arguments, *SMALL, *flags], tmp_path / "out.json")
+    rows = {(row["what"], row["peer"]): row for row in result["rows"]}
+    peer = "llama-server Q4_0"
+    assert ("http, 2 streams, dense", peer) in rows
+    assert rows["http, 1 stream, dense, TTFT", peer]["unit"] == "ms"
+    assert rows["http, 1 stream, dense, while streaming", "own engine"]["ratio"] > 0
+    assert rows["start to ready", peer]["ratio_min"] < rows["start to ready", peer]["ratio_max"]
+    if sys.platform == "linux":
+        assert rows["peak resident memory", peer]["ours"] > 0
+
+
+def test_quality_stands_beside_the_speed(model_dir: Path, gguf: Path, tmp_path: Path) -> None:
+    if (reason := why_missing()) is not None:
+        pytest.skip(reason)
+    make_image(open_prepared(model_dir), "int8")
+    bench, server = write_llama_bench(tmp_path)[0], write_llama_server(tmp_path)
+    from glass_core.config import EngineConfig
+    from glass_core.offline.bench.quality import QualitySettings, measure_quality
+    from glass_core.offline.bench.session import open_session
+    from glass_core.offline.progress import SilentProgress
+
+    config = EngineConfig(model_dir, "tiny", runner="native", dtype="int8", num_threads=1)
+    asked = QualitySettings(
+        (0.0, 0.5), "griffin", num_tokens=8, llama_server=server, peers=(LlamaBench(bench, gguf, 1),)
+    )
+    with open_session(config, num_sequences=1, num_tokens=8) as session:
+        dense, half, theirs = measure_quality(session, asked, SilentProgress())
+    assert dense["num_tokens"] >= 4
+    assert 0 <= dense["kl"] < half["kl"]
+    assert dense["kl"] < theirs["kl"]
+    assert theirs["side"] == "Q4_0"
+
+
+def test_scores_and_their_place() -> None:
+    reference = torch.log_softmax(torch.tensor([[0.0, 1.0], [3.0, 0.0]]), dim=-1)
+    uniform = torch.full((2, 2), 0.5).log()
+    score = Score.of([reference], [uniform])
+    expected = (reference.exp() * (reference - uniform)).sum() / 2
+    assert score.kl == pytest.approx(float(expected))
+    assert (score.agreement, score.num_tokens) == (0.5, 2)
+    rows: list[dict[str, Any]] = [
+        {"peer": "Q4_0", "sparsity": 0.5},
+        {"peer": "own dense", "sparsity": 0.0},
+        {"peer": "x"},
+    ]
+    add_quality(rows, [{"side": "ours", "sparsity": 0.5, "kl": 0.1}, {"side": "Q4_0", "kl": 0.2}])
+    assert [(row.get("kl_ours"), row.get("kl_theirs")) for row in rows] == [(0.1, 0.2), (None, None), (None, None)]
+
+
+def test_quality_is_of_the_native_runner(model_dir: Path, gguf: Path, tmp_path: Path) -> None:
+    bench, _ = write_llama_bench(tmp_path)
+    arguments = [str(model_dir), "--llama-bench", str(bench), "--gguf", str(gguf), "--dtype", "float32", "--quality"]
+    assert main(["bench", "compare", *arguments, *SMALL, "--method", "griffin", "--threads", "1"]) == 1

@@ -1,0 +1,157 @@
+// Compares every kernel table of this build and CPU with the portable one on random shapes; exits 1 at the first
+// difference. For processors that the Python tests do not run on: built by a cross compiler, run by an emulator.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+using namespace glass;
+
+namespace {
+
+std::mt19937 rng(1);
+
+int below(int n) { return static_cast<int>(rng() % static_cast<unsigned>(n)); }
+
+std::vector<float> random_floats(size_t n) {
+    std::normal_distribution<float> normal;
+    std::vector<float> values(n);
+    for (float& value : values) value = below(10) == 0 ? 0.0f : normal(rng);
+    return values;
+}
+
+// Positive float16 between 2^-10 and 2^-6: any bits would include infinities.
+uint16_t random_half() { return static_cast<uint16_t>((5 + below(4)) << 10 | below(1024)); }
+
+void expect(bool condition, const char* isa, const char* what) {
+    if (condition) return;
+    std::printf("%s: %s differs from portable\n", isa, what);
+    std::exit(1);
+}
+
+// Positive weights below 16 against values of size 1: rounding stays far below this.
+void expect_close(const std::vector<float>& a, const std::vector<float>& b, const char* isa, const char* what) {
+    for (size_t i = 0; i < a.size(); ++i) expect(std::abs(a[i] - b[i]) <= 1e-3f * (1 + std::abs(b[i])), isa, what);
+}
+
+struct Activations {
+    std::vector<float> values, scales, sums;
+    std::vector<int8_t> codes;
+    int32_t rows, cols;
+
+    ActivationView view(int32_t first, int32_t count) const {
+        const size_t row = static_cast<size_t>(cols), groups = row / kGroup, at = static_cast<size_t>(first);
+        return {values.data() + at * row, row, codes.data() + at * row, row, scales.data() + at * groups,
+                sums.data() + at * groups, groups, count};
+    }
+};
+
+Activations quantize(const Kernels& kernels, const std::vector<float>& values, int32_t rows, int32_t cols) {
+    const size_t size = values.size();
+    Activations x{values, std::vector<float>(size / kGroup), std::vector<float>(size / kGroup),
+                  std::vector<int8_t>(size), rows, cols};
+    for (int32_t t = 0; t < rows; ++t) {
+        kernels.quantize(&values[static_cast<size_t>(t) * cols], cols, cols, &x.codes[static_cast<size_t>(t) * cols],
+                         &x.scales[static_cast<size_t>(t) * cols / kGroup],
+                         &x.sums[static_cast<size_t>(t) * cols / kGroup]);
+    }
+    return x;
+}
+
+size_t code_bytes(Format format, int32_t cols) {
+    return static_cast<size_t>(format == Format::q4 ? cols / 2 : (format == Format::q8 ? cols : 2 * cols));
+}
+
+std::vector<uint8_t> random_codes(Format format, size_t size) {
+    std::vector<uint8_t> bytes(size);
+    for (size_t i = 0; i < size; ++i) bytes[i] = static_cast<uint8_t>(rng());
+    // bfloat16 between 2^-7 and 2
+    for (size_t i = 1; format == Format::bf16 && i < size; i += 2) bytes[i] = static_cast<uint8_t>(0x3c + below(4));
+    return bytes;
+}
+
+void compare_dots(const Kernels& kernels, const Kernels& portable, Format format) {
+    const int32_t cols = kChunk * (1 + below(20)), n = 1 + below(40), rows = 1 + below(12);
+    const size_t codes = code_bytes(format, cols);
+    const size_t scales = static_cast<size_t>(format == Format::q4 ? cols / 16 : (format == Format::q8 ? cols / 32 : 0));
+    const size_t stride = codes + 2 * scales;
+    std::vector<uint8_t> packed = random_codes(format, stride * static_cast<size_t>(n));
+    for (int32_t i = 0; i < n; ++i) {
+        for (size_t s = 0; s < scales; ++s) {
+            const uint16_t half = random_half();
+            __builtin_memcpy(&packed[static_cast<size_t>(i) * stride + codes + 2 * s], &half, 2);
+        }
+    }
+    const std::vector<float> values = random_floats(static_cast<size_t>(rows) * static_cast<size_t>(cols));
+    const Activations x = quantize(kernels, values, rows, cols), reference = quantize(portable, values, rows, cols);
+    expect(x.codes == reference.codes && x.scales == reference.scales && x.sums == reference.sums, kernels.name, "quantize");
+    const RowsView view = {packed.data(), stride, cols, format};
+    const size_t width = static_cast<size_t>(n);
+    std::vector<float> out(width * static_cast<size_t>(rows)), expected(out), alone(width);
+    kernels.dot_rows(view, nullptr, 0, n, x.view(0, rows), out.data(), width);
+    portable.dot_rows(view, nullptr, 0, n, x.view(0, rows), expected.data(), width);
+    expect_close(out, expected, kernels.name, "dot_rows");
+    for (int32_t t = 0; t < rows; ++t) {
+        kernels.dot_rows(view, nullptr, 0, n, x.view(t, 1), alone.data(), width);
+        const float* together = &out[static_cast<size_t>(t) * width];
+        expect(std::equal(alone.begin(), alone.end(), together), kernels.name, "dot_rows of a row alone");
+    }
+}
+
+void compare_down(const Kernels& kernels, const Kernels& portable, Format format) {
+    const int32_t hidden = kChunk * (1 + below(6)), neurons = 1 + below(150), rows = 1 + below(6);
+    const size_t stride = code_bytes(format, hidden), width = static_cast<size_t>(hidden);
+    const std::vector<uint8_t> packed = random_codes(format, stride * static_cast<size_t>(neurons));
+    std::vector<uint16_t> scales(2 * width * static_cast<size_t>(neurons / kGroup + 1));
+    for (uint16_t& scale : scales) scale = random_half();
+    std::vector<int32_t> index;
+    for (int32_t i = 0; i < neurons; ++i) {
+        if (below(3) > 0 || index.empty()) index.push_back(i);
+    }
+    const std::vector<float> z = random_floats(index.size() * static_cast<size_t>(rows));
+    const DownView view = {packed.data(), stride, scales.data(), hidden, format};
+    std::vector<float> y(width * static_cast<size_t>(rows)), expected(y), alone(width);
+    const int32_t n = static_cast<int32_t>(index.size());
+    kernels.accumulate_down(view, index.data(), n, z.data(), index.size(), rows, y.data(), width);
+    portable.accumulate_down(view, index.data(), n, z.data(), index.size(), rows, expected.data(), width);
+    expect_close(y, expected, kernels.name, "accumulate_down");
+    for (int32_t t = 0; t < rows; ++t) {
+        std::fill(alone.begin(), alone.end(), 0.0f);
+        const float* z_row = &z[static_cast<size_t>(t) * index.size()];
+        kernels.accumulate_down(view, index.data(), n, z_row, index.size(), 1, alone.data(), width);
+        expect(std::equal(alone.begin(), alone.end(), &y[static_cast<size_t>(t) * width]), kernels.name, "down of a row alone");
+    }
+}
+
+void compare_attention(const Kernels& kernels, const Kernels& portable) {
+    const int32_t n = 1 + below(200);
+    std::vector<uint16_t> bits(static_cast<size_t>(n));
+    for (uint16_t& value : bits) value = static_cast<uint16_t>(0x3c00 + below(1024) + (below(2) << 15));
+    const std::vector<float> q = random_floats(static_cast<size_t>(n));
+    std::vector<float> y(q), expected(q);
+    expect_close({kernels.dot_bf16(q.data(), bits.data(), n)}, {portable.dot_bf16(q.data(), bits.data(), n)}, kernels.name, "dot_bf16");
+    kernels.axpy_bf16(0.3f, bits.data(), y.data(), n);
+    portable.axpy_bf16(0.3f, bits.data(), expected.data(), n);
+    expect_close(y, expected, kernels.name, "axpy_bf16");
+}
+
+}  // namespace
+
+int main() {
+    const Kernels& portable = *find_kernels("portable");
+    for (const std::string& isa : available_isas()) {
+        for (int round = 0; round < 30; ++round) {
+            for (const Format format : {Format::q4, Format::q8, Format::bf16}) {
+                compare_dots(*find_kernels(isa), portable, format);
+                compare_down(*find_kernels(isa), portable, format);
+            }
+            compare_attention(*find_kernels(isa), portable);
+        }
+        std::printf("%s ok\n", isa.c_str());
+    }
+}
