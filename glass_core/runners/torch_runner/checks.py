@@ -1,86 +1,17 @@
-"""What a step must satisfy before the runner touches it: a bad row is an EngineFailureError, never a crash."""
+"""The checks every runner makes, against the torch runner's pool."""
 
-from itertools import pairwise
-
-from glass_core.errors import EngineFailureError
 from glass_core.models.spec import ModelSpec
-from glass_core.runners.base import StepBatch, StepRow
+from glass_core.runners.base import StepBatch
+from glass_core.runners.checks import block_problem, check_rows, plan_problem, statistics_problem, token_problem
 from glass_core.runners.torch_runner.kv_pool import KVPool
-from glass_core.sparsity.plan import SparsityPlan
 
 
 def check_batch(batch: StepBatch, spec: ModelSpec, pool: KVPool) -> None:
     """Raises EngineFailureError naming the sequence, what came and what was expected."""
-    ids = [row.sequence_id for row in batch.rows]
-    if len(set(ids)) != len(ids):
-        raise EngineFailureError(f"a step takes one row per sequence, got {ids}")
-    for row in batch.rows:
-        problem = (
-            _token_problem(row, spec)
-            or _block_problem(row, pool)
-            or _plan_problem(row.plan, spec)
-            or _statistics_problem(row, spec)
-        )
-        if problem is not None:
-            raise EngineFailureError(f"sequence {row.sequence_id!r}: {problem}")
-
-
-def _token_problem(row: StepRow, spec: ModelSpec) -> str | None:
-    if not row.token_ids:
-        return "a row needs at least one token, got none"
-    if row.start < 0:
-        return f"start must not be negative, got {row.start}"
-    worst = next((token for token in row.token_ids if not 0 <= token < spec.vocab_size), None)
-    return None if worst is None else f"token id {worst} lies outside the vocabulary [0, {spec.vocab_size})"
-
-
-def _block_problem(row: StepRow, pool: KVPool) -> str | None:
-    num_positions = row.start + len(row.token_ids)
-    if len(row.block_table) * pool.block_size < num_positions:
-        return f"{len(row.block_table)} blocks of {pool.block_size} do not cover {num_positions} positions"
-    worst = next((block for block in row.block_table if not 0 <= block < pool.num_blocks), None)
-    return None if worst is None else f"block {worst} lies outside the pool [0, {pool.num_blocks})"
-
-
-def _plan_problem(plan: SparsityPlan | None, spec: ModelSpec) -> str | None:
-    if plan is None:
-        return None
-    if len(plan.neurons) != spec.num_layers:
-        return f"the plan has {len(plan.neurons)} layers, the model {spec.num_layers}"
-    if plan.intermediate_size != spec.intermediate_size:
-        return f"the plan is for {plan.intermediate_size} neurons a layer, the model has {spec.intermediate_size}"
-    for layer, neurons in enumerate(plan.neurons):
-        # ascending, so the ends bound the rest
-        if len(neurons) and not 0 <= neurons[0] <= neurons[-1] < spec.intermediate_size:
-            return f"layer {layer} of the plan has neurons outside [0, {spec.intermediate_size})"
-    return None
-
-
-def _statistics_problem(row: StepRow, spec: ModelSpec) -> str | None:
-    if not row.collect_statistics:
-        unused = row.prior_statistics is not None or row.snapshot_ends
-        return "prior statistics or snapshots without collecting statistics" if unused else None
-    if row.plan is not None:
-        return "statistics are collected from dense rows only, this one has a plan"
-    return _prior_problem(row, spec) or _snapshot_problem(row)
-
-
-def _prior_problem(row: StepRow, spec: ModelSpec) -> str | None:
-    prior = row.prior_statistics
-    if prior is None:
-        return None
-    shape = (spec.num_layers, spec.intermediate_size)
-    if prior.sum_abs.shape != shape or prior.sum_squares.shape != shape:
-        return f"the prior statistics have shape {prior.sum_abs.shape}, the model {shape}"
-    if prior.num_tokens != row.start:
-        return f"the prior statistics are those of {prior.num_tokens} tokens, the row starts at {row.start}"
-    return None
-
-
-def _snapshot_problem(row: StepRow) -> str | None:
-    positions = (row.start, *row.snapshot_ends)
-    ascending = all(earlier < later for earlier, later in pairwise(positions))
-    end = row.start + len(row.token_ids)
-    if ascending and positions[-1] <= end:
-        return None
-    return f"snapshot_ends must ascend within ({row.start}, {end}], got {row.snapshot_ends}"
+    check_rows(
+        batch,
+        lambda row: token_problem(row, spec),
+        lambda row: block_problem(row, num_blocks=pool.num_blocks, block_size=pool.block_size),
+        lambda row: plan_problem(row.plan, spec),
+        lambda row: statistics_problem(row, spec),
+    )

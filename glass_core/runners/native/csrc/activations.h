@@ -34,6 +34,18 @@ public:
                          sums_.data() + t * groups());
     }
 
+    // Row 2 * token, quantized, and what that lost as row 2 * token + 1: their products add up to one with 15-bit inputs.
+    void quantize_pair(const Kernels& kernels, int32_t token) {
+        const int32_t coarse = 2 * token, rest = coarse + 1;
+        quantize(kernels, coarse);
+        const int8_t* codes = codes_.data() + static_cast<size_t>(coarse) * stride();
+        const float* scales = scales_.data() + static_cast<size_t>(coarse) * groups();
+        const float* from = values(coarse);
+        float* to = values(rest);
+        for (int32_t i = 0; i < cols_; ++i) to[i] = from[i] - scales[i / kGroup] * static_cast<float>(codes[i]);
+        quantize(kernels, rest);
+    }
+
     ActivationView view(int32_t first, int32_t count) {
         const auto t = static_cast<size_t>(first);
         return {values(first),

@@ -12,6 +12,9 @@ namespace glass {
 namespace {
 
 constexpr int32_t kRowsPerTurn = 16;         // threads get whole multiples of these many weight rows
+// Attention scores are products of two large numbers and go through an exponential: q and k are the most sensitive to
+// rounding by far, so quantized weights meet their input in two parts of 8 bits.
+constexpr int32_t kQkvParts = 2;
 constexpr int64_t kSerialElements = 1 << 13;  // below this a hand-over to other threads costs more than it saves
 
 const Kernels& choose_kernels(const std::string& isa) {
@@ -172,11 +175,11 @@ void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequenci
 
 void Model::reserve() {
     const auto tokens = static_cast<size_t>(num_tokens_), hidden = static_cast<size_t>(shape_.hidden_size);
-    normed_.reserve(num_tokens_);
+    normed_.reserve(kQkvParts * num_tokens_);
     mixed_.reserve(num_tokens_);
     hidden_.reserve(tokens * hidden);
     branch_.reserve(tokens * hidden);
-    qkv_.reserve(tokens * static_cast<size_t>(shape_.qkv_size()));
+    qkv_.reserve(kQkvParts * tokens * static_cast<size_t>(shape_.qkv_size()));
     cosines_.reserve(tokens * static_cast<size_t>(shape_.head_dim / 2));
     sines_.reserve(tokens * static_cast<size_t>(shape_.head_dim / 2));
 }
@@ -226,12 +229,11 @@ void Model::attend(int32_t layer) {
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
     const auto hidden_size = static_cast<size_t>(shape_.hidden_size), qkv_size = static_cast<size_t>(shape_.qkv_size());
     const auto hidden_of = [&](int32_t token) { return hidden_.data() + static_cast<size_t>(token) * hidden_size; };
-    for_tokens(num_tokens_, [&](int32_t token) {
-        normalize(hidden_of(token), weights.input_norm, weights.qkv.format, normed_, token);
-    });
-    project(weights.qkv, shape_.qkv_size(), normed_, num_tokens_, qkv_.data(), qkv_size);
+    const int32_t parts = qkv_parts(layer);
+    for_tokens(num_tokens_, [&](int32_t token) { normalize_for_qkv(layer, token); });
+    project(weights.qkv, shape_.qkv_size(), normed_, parts * num_tokens_, qkv_.data(), qkv_size);
     for_tokens(num_tokens_, [&](int32_t token) { place_keys(layer, token); });
-    attention_.run(layer, qkv_.data(), qkv_size, mixed_.values(0), mixed_.stride());
+    attention_.run(layer, qkv_.data(), static_cast<size_t>(parts) * qkv_size, mixed_.values(0), mixed_.stride());
     if (weights.o.format != Format::bf16) {
         for_tokens(num_tokens_, [&](int32_t token) { mixed_.quantize(kernels_, token); });
     }
@@ -244,12 +246,26 @@ void Model::attend(int32_t layer) {
     });
 }
 
+int32_t Model::qkv_parts(int32_t layer) const {
+    return weights_.layers[static_cast<size_t>(layer)].qkv.format == Format::bf16 ? 1 : kQkvParts;
+}
+
+void Model::normalize_for_qkv(int32_t layer, int32_t token) {
+    const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+    const int32_t parts = qkv_parts(layer);
+    rms_norm(hidden_.data() + static_cast<size_t>(token) * static_cast<size_t>(shape_.hidden_size), weights.input_norm,
+             shape_.hidden_size, shape_.norm_eps, normed_.values(parts * token));
+    if (parts > 1) normed_.quantize_pair(kernels_, token);
+}
+
 // Bias, per-head norms and rotation of one token's q, k and v, in place; k and v go to the cache.
 void Model::place_keys(int32_t layer, int32_t token) {
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
     const Token& at = tokens_[static_cast<size_t>(token)];
     const int32_t dim = shape_.head_dim, half = dim / 2;
-    float* q = qkv_.data() + static_cast<size_t>(token) * static_cast<size_t>(shape_.qkv_size());
+    const int32_t parts = qkv_parts(layer);
+    float* q = qkv_.data() + static_cast<size_t>(parts * token) * static_cast<size_t>(shape_.qkv_size());
+    if (parts > 1) add(q, q + shape_.qkv_size(), shape_.qkv_size());
     float* k = q + shape_.q_size();
     if (weights.qkv_bias != nullptr) add(q, weights.qkv_bias, shape_.qkv_size());
     const float* cosines = cosines_.data() + static_cast<ptrdiff_t>(token) * half;

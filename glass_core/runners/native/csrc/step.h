@@ -105,6 +105,8 @@ private:
     void sample(const std::vector<StepRow>& rows, StepOutput& output);
     void project(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
                  size_t out_stride);
+    void normalize_for_qkv(int32_t layer, int32_t token);
+    int32_t qkv_parts(int32_t layer) const;
     void normalize(const float* hidden, const float* weight, Format format, Activations& to, int32_t token);
 
     // fn(token) for every token of the step, on all threads where that is worth a hand-over
@@ -136,7 +138,7 @@ private:
     Activations mixed_;
     Buffer<float> hidden_;    // (tokens, hidden_size)
     Buffer<float> branch_;    // (tokens, hidden_size): what attention adds
-    Buffer<float> qkv_;       // (tokens, qkv_size)
+    Buffer<float> qkv_;       // (tokens, parts, qkv_size)
     Buffer<float> cosines_;   // (tokens, head_dim / 2)
     Buffer<float> sines_;
     Buffer<double> scales_;   // (collected tokens,)
