@@ -146,5 +146,5 @@ def test_doctor_names_missing_packages_and_runners(home: Path, monkeypatch: pyte
 
 
 def test_provenance_names_machine_and_versions() -> None:
-    assert set(machine()) == {"cpu", "num_cores", "system"}
+    assert set(machine()) == {"cpu", "num_cores", "memory_bytes", "system"}
     assert {"glass", "python", "torch", "numpy"} == set(versions())
