@@ -1,6 +1,7 @@
 """`glass bench compare` with stand-ins for llama.cpp: who is asked what, in which order, and how ratios come about."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from glass_core.checkpoint.prepared import open_prepared
 from glass_core.errors import ConfigurationError
-from glass_core.offline.bench import compare_servers
+from glass_core.offline.bench import compare_servers, disturbance
 from glass_core.offline.bench.compare import CompareSettings, Paired, alternate
 from glass_core.offline.bench.llama_cpp import LlamaBench
 from glass_core.offline.bench.quality import Score, add_quality
@@ -21,7 +22,8 @@ from glass_core.runners.native.extension import why_missing
 from tests.core.fake_llama_cpp import write_llama_bench, write_llama_server
 from tests.tiny_models import save_tiny_model
 
-SMALL = ["--num-tokens", "2", "--prompt-tokens", "4", "--prefill-tokens", "3,6"]
+# whatever runs beside the tests must not repeat their measurements
+SMALL = ["--num-tokens", "2", "--prompt-tokens", "4", "--prefill-tokens", "3,6", "--max-others-share", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +90,26 @@ def test_sides_swap_from_repeat_to_repeat() -> None:
     assert order == ["ours", "theirs", "theirs", "ours", "ours", "theirs"]
 
 
+def test_disturbed_repeats_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.5, 0.0, 0.3, 0.05, 0.2, 0.2, 0.9])
+    monkeypatch.setattr(disturbance, "others_share", lambda before, after: next(shares))
+    quiet, kept = disturbance.QuietRepeats(limit=0.1), list[int]()
+    quiet.run(2, kept.append, lambda: kept.__delitem__(-1))
+    assert (kept, quiet.num_discarded, quiet.largest_kept) == ([0, 1], 2, 0.05)
+    endless = disturbance.QuietRepeats(limit=0.1)
+    endless.run(1, kept.append, lambda: kept.__delitem__(-1))
+    assert (endless.num_discarded, endless.largest_kept) == (2, 0.9)
+
+
+def test_the_share_of_others() -> None:
+    before, after = disturbance.Usage(10.0, 100.0, 3.0), disturbance.Usage(16.0, 120.0, 5.0)
+    assert disturbance.others_share(before, after) == pytest.approx(0.2)
+    assert [disturbance.others_share(start, after) for start in (None, after)] == [0.0, 0.0]
+    now = disturbance.usage([os.getpid(), 2**30])
+    if now is not None:
+        assert now.own > 0 and now.busy <= now.total
+
+
 def test_the_ratio_is_the_median_of_the_repeats_own_ratios() -> None:
     row = Paired("speed", "them", ours=[10.0, 40.0, 30.0], theirs=[5.0, 10.0, 30.0]).row()
     assert (row["ours"], row["theirs"]) == (30.0, 10.0)
@@ -97,6 +119,8 @@ def test_the_ratio_is_the_median_of_the_repeats_own_ratios() -> None:
 def test_few_repeats_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="repeats must be at least 5 for a median, got 4"):
         CompareSettings(repeats=4)
+    with pytest.raises(ConfigurationError, match="max_others_share must lie in"):
+        CompareSettings(max_others_share=0.0)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from glass_core.offline.bench.decode import (
     release,
     time_decode,
 )
+from glass_core.offline.bench.disturbance import QuietRepeats
 from glass_core.offline.bench.llama_cpp import LlamaBench
 from glass_core.offline.bench.prefill import PrefillSettings, PromptTimings, prompt_timings, run_prompt
 from glass_core.offline.bench.session import Session
@@ -38,8 +39,11 @@ class CompareSettings:
     prefill_tokens: tuple[int, ...] = (512,)
     repeats: int = MIN_REPEATS
     seed: int = 0
+    max_others_share: float = 0.1
 
     def __post_init__(self) -> None:
+        if not 0 < self.max_others_share <= 1:
+            raise ConfigurationError(f"max_others_share must lie in (0, 1], got {self.max_others_share}")
         if self.repeats < MIN_REPEATS:
             raise ConfigurationError(f"repeats must be at least {MIN_REPEATS} for a median, got {self.repeats}")
 
@@ -96,15 +100,18 @@ def alternate(repeat: int, ours: Callable[[], None], theirs: Callable[[], None])
 
 
 def compare_engines(
-    session: Session, peers: Sequence[LlamaBench], settings: CompareSettings, progress: Progress
+    session: Session, peers: Sequence[LlamaBench], settings: CompareSettings, quiet: QuietRepeats, progress: Progress
 ) -> list[dict[str, Any]]:
     """Rows for decode at every sparsity and prefill at every length, against every peer, and for our sparse decode
     against our dense one when 0 is the first sparsity."""
     race = _Race(session, peers, settings)
     with progress.task("comparing", settings.repeats) as advance:
-        for repeat in range(settings.repeats):
-            alternate(repeat, race.run_ours, race.run_theirs)
-            advance()
+        quiet.run(
+            settings.repeats,
+            lambda repeat: alternate(repeat, race.run_ours, race.run_theirs),
+            race.discard,
+            advance=advance,
+        )
     race.close()
     return [pair.row() for pair in race.pairs()]
 
@@ -147,6 +154,14 @@ class _Race:
             speed = peer.decode_speed(num_tokens=settings.num_tokens, depth=settings.prompt_tokens)
             self._their_decode[peer.label].append(speed)
             self._their_prefill[peer.label].append(peer.prefill_speeds(settings.prefill_tokens))
+
+    def discard(self) -> None:
+        """Forget the last repeat."""
+        timed: list[list[Any]] = [contestant.seconds for contestant in self._contestants] + [
+            prompt.prefill for prompt in self._prompts
+        ]
+        for values in (*timed, *self._their_decode.values(), *self._their_prefill.values()):
+            values.pop()
 
     def close(self) -> None:
         release(self._session.runner, self._contestants)

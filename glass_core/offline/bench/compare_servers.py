@@ -12,6 +12,7 @@ from typing import Any
 
 from glass_core.errors import ConfigurationError
 from glass_core.offline.bench.compare import Paired, alternate, title_of
+from glass_core.offline.bench.disturbance import QuietRepeats
 from glass_core.offline.bench.llama_cpp import llama_server_command
 from glass_core.offline.bench.load.generator import ClosedLoop
 from glass_core.offline.bench.load.metrics import summarize
@@ -41,6 +42,7 @@ def compare_servers(
     settings: ServingSettings,
     progress: Progress,
     *,
+    quiet: QuietRepeats,
     engine_speed: Callable[[float], float],
     image_bytes: int | None,
 ) -> list[dict[str, Any]]:
@@ -57,9 +59,7 @@ def compare_servers(
     with _servers(pair, settings, max(concurrencies)) as (ours, theirs):
         race = _HttpRace(settings, _target(ours), _target(theirs), pair.peer, engine_speed)
         with progress.task("comparing servers", settings.repeats) as advance:
-            for repeat in range(settings.repeats):
-                alternate(repeat, lambda: race.run_ours(repeat), lambda: race.run_theirs(repeat))  # noqa: B023
-                advance()
+            quiet.run(settings.repeats, race.run, race.discard, pids=(ours.pid, theirs.pid), advance=advance)
         pairs = [*race.pairs(), *_memory_pairs(ours, theirs, pair.peer, image_bytes)]
     pairs.append(Paired("start to ready", pair.peer, "s", [our for our, _ in starts], [their for _, their in starts]))
     return [found.row() for found in pairs]
@@ -84,7 +84,16 @@ class _HttpRace:
         warm_up(ours, settings)
         warm_up(theirs, settings)
 
-    def run_ours(self, repeat: int) -> None:
+    def run(self, repeat: int) -> None:
+        alternate(repeat, lambda: self._run_ours(repeat), lambda: self._run_theirs(repeat))
+
+    def discard(self) -> None:
+        """Forget the last repeat."""
+        rows: list[list[Any]] = [*self._our_rows.values(), *self._their_rows.values()]
+        for values in (*rows, *self._engine.values()):
+            values.pop()
+
+    def _run_ours(self, repeat: int) -> None:
         for load in self._loads():
             for sparsity in self._settings.sparsities:
                 row = self._measure(self._ours, load, sparsity, repeat)
@@ -92,7 +101,7 @@ class _HttpRace:
         for sparsity in self._settings.sparsities:
             self._engine[sparsity].append(self._engine_speed(sparsity))
 
-    def run_theirs(self, repeat: int) -> None:
+    def _run_theirs(self, repeat: int) -> None:
         for load in self._loads():
             row = self._measure(self._theirs, load, 0.0, repeat)
             self._their_rows.setdefault(load.concurrency, []).append(row)

@@ -82,6 +82,12 @@ def print_compare(result: Result, console: Console) -> None:
             f"{_number(row.get('kl_ours'))} / {_number(row.get('kl_theirs'))}" if row.get("kl_ours") else "",
         )
     console.print(table)
+    for side, disturbance in result["disturbance"].items():
+        kept = disturbance["largest_kept_others_share"]
+        console.print(
+            f"{side}: {disturbance['num_discarded']} disturbed repeats discarded; in those kept, other processes used "
+            f"at most {kept:.0%} of the machine"
+        )
 
 
 def _table(title: str, first: str, *others: str) -> Table:

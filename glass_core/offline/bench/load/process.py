@@ -70,6 +70,10 @@ class ServerProcess:
     ) -> None:
         self._stop()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def peak_rss_bytes(self) -> int | None:
         """Largest resident set so far; None where /proc does not say."""
         status = Path(f"/proc/{self._process.pid}/status")

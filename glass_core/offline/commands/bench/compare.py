@@ -1,10 +1,10 @@
 """Ratios to llama.cpp, both sides taking turns in one run.
 
 Give paths of llama.cpp's `llama-bench` and of a GGUF file of the same model; several --gguf make several peers. Each
-repeat measures both sides back to back, in swapping order; a ratio is the median of the repeats' own ratios.
-llama-bench samples no tokens, we do. With --llama-server the two HTTP servers are compared as well. With --quality the
-table has KL(fp32 || side) per token of the fp32 model's own answers: of our side under each sparsity's plan, and, where
-there is a --llama-server, of the peer.
+repeat measures both sides back to back, in swapping order; a ratio is the median of the repeats' own ratios. Repeats
+that other processes disturbed are discarded and measured again. llama-bench samples no tokens, we do. With
+--llama-server the two HTTP servers are compared as well. With --quality the table has KL(fp32 || side) per token of the
+fp32 model's own answers: of our side under each sparsity's plan, and, where there is a --llama-server, of the peer.
 """
 
 import argparse
@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill-tokens", default="512", help="comma-separated (default: 512)")
     parser.add_argument("--concurrency", default="1,8", help="requests in flight over HTTP (default: 1,8)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of both sides, at least 5 (default: 5)")
+    parser.add_argument(
+        "--max-others-share",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="measure a repeat again when other processes used more of the machine meanwhile (default: 0.1)",
+    )
     parser.add_argument("--quality", action="store_true", help="measure the KL to fp32 of both sides' settings")
     parser.add_argument("--quality-tokens", type=int, default=128, help="answer tokens scored (default: 128)")
     add_engine(parser)
@@ -58,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     with session_of(args, num_sequences=num_sequences, num_tokens=settings.max_sequence_tokens) as session:
         result = _engines(args, session, peers, settings)
         if args.llama_server is not None:
-            result["rows"] += _servers(args, session, peers, settings)
+            _add_servers(args, session, peers, settings, result)
         if args.quality:
             _add_quality(args, session, peers, settings, result)
     print_compare(result, Console())
@@ -79,6 +86,7 @@ def _settings(args: argparse.Namespace) -> "CompareSettings":
         prefill_tokens=parse_counts(args.prefill_tokens, "--prefill-tokens"),
         repeats=args.repeats,
         seed=args.seed,
+        max_others_share=args.max_others_share,
     )
 
 
@@ -103,11 +111,14 @@ def _engines(
     from dataclasses import asdict
 
     from glass_core.offline.bench.compare import compare_engines
+    from glass_core.offline.bench.disturbance import QuietRepeats
     from glass_core.offline.progress import ConsoleProgress
 
     conditions = session.conditions(asdict(settings), args.command_line)
     conditions["peers"] = [peer.description() for peer in peers]
-    return {"conditions": conditions, "rows": compare_engines(session, peers, settings, ConsoleProgress())}
+    quiet = QuietRepeats(settings.max_others_share)
+    rows = compare_engines(session, peers, settings, quiet, ConsoleProgress())
+    return {"conditions": conditions, "disturbance": {"engines": quiet.as_json()}, "rows": rows}
 
 
 def _add_quality(
@@ -133,11 +144,16 @@ def _add_quality(
     add_quality(result["rows"], result["quality"])
 
 
-def _servers(
-    args: argparse.Namespace, session: "Session", peers: list["LlamaBench"], settings: "CompareSettings"
-) -> list[dict[str, Any]]:
+def _add_servers(
+    args: argparse.Namespace,
+    session: "Session",
+    peers: list["LlamaBench"],
+    settings: "CompareSettings",
+    result: dict[str, Any],
+) -> None:
     from glass_core.offline.bench.compare import engine_speed
     from glass_core.offline.bench.compare_servers import ServerPair, compare_servers
+    from glass_core.offline.bench.disturbance import QuietRepeats
     from glass_core.offline.bench.serving import ServingSettings, loads_of
     from glass_core.offline.commands.bench.flags import engine_config
     from glass_core.offline.commands.bench.serving import server_flags
@@ -154,7 +170,7 @@ def _servers(
         seed=args.seed,
     )
     speed = engine_speed(session, settings.decode())
-    rows: list[dict[str, Any]] = []
+    quiet = QuietRepeats(settings.max_others_share)
     for peer in peers:
         pair = ServerPair(
             model=str(engine_config(args).model_path),
@@ -164,11 +180,12 @@ def _servers(
             num_threads=peer.num_threads,
             peer=f"llama-server {peer.label}",
         )
-        rows += compare_servers(
+        result["rows"] += compare_servers(
             pair,
             serving,
             ConsoleProgress(),
+            quiet=quiet,
             engine_speed=speed,
             image_bytes=None if session.image is None else session.image.payload_bytes,
         )
-    return rows
+    result["disturbance"]["servers"] = quiet.as_json()

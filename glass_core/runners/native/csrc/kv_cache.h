@@ -1,7 +1,8 @@
 // Keys and values of all sequences, bfloat16, in blocks of fixed size: address space reserved once, touched on use.
 //
 // Keys of a (block, head) are stored transposed, [head_dim][slot], so that scores of many keys are computed side by
-// side; values are [slot][head_dim]. Which block belongs to whom is the engine's business.
+// side; values are [slot][head_dim]. All layers of a block lie together, so that few pages are touched for a short
+// sequence. Which block belongs to whom is the engine's business.
 #pragma once
 
 #include <cstddef>
@@ -34,14 +35,15 @@ public:
 
 private:
     size_t part(int32_t layer, int32_t block, int32_t kv_head) const {
-        const size_t index = (static_cast<size_t>(layer) * static_cast<size_t>(num_blocks_) +
-                              static_cast<size_t>(block)) * static_cast<size_t>(num_kv_heads_) +
+        const size_t index = (static_cast<size_t>(block) * static_cast<size_t>(num_layers_) +
+                              static_cast<size_t>(layer)) * static_cast<size_t>(num_kv_heads_) +
                              static_cast<size_t>(kv_head);
         return 2 * part_size_ * index;
     }
 
     int32_t num_blocks_;
     int32_t block_size_;
+    int32_t num_layers_;
     int32_t num_kv_heads_;
     int32_t head_dim_;
     size_t part_size_;  // values of one (block, head): keys or values

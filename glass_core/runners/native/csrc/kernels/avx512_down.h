@@ -8,8 +8,6 @@
 namespace glass {
 namespace {
 
-inline constexpr int kDownTokens = 2;
-
 // z of one row over one group: 8 quads of neurons, 4 signed bytes each.
 struct Z512 {
     int32_t high[8];
@@ -130,19 +128,34 @@ inline void add_quad(const __m512i codes[V], const Z512& z, int32_t quad, DownSu
     }
 }
 
+inline __m512 load_half16(const uint16_t* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+
+// The scales of a block as floats.
+template <Format F, int V>
+struct DownScales {
+    __m512 d[V];
+    __m512 m[V];
+};
+
+template <Format F, int V>
+inline void load_scales(const Group512& group, int32_t h, DownScales<F, V>& scales) {
+    for (int v = 0; v < V; ++v) {
+        scales.d[v] = load_half16(group.d + h + 16 * v);
+        if constexpr (F == Format::q4) scales.m[v] = load_half16(group.m + h + 16 * v);
+    }
+}
+
 // y[0 .. 16*V) += d * sums + m * (sum of z).
 template <Format F, int V>
-inline void add_to_outputs(const DownSums<V>& sums, const Z512& z, const uint16_t* d, const uint16_t* m, float* y) {
+inline void add_to_outputs(const DownSums<V>& sums, const Z512& z, const __m512* d, const __m512* m, float* y) {
     const __m512 scale = _mm512_set1_ps(z.scale), sum = _mm512_set1_ps(z.scale * static_cast<float>(z.sum));
     for (int v = 0; v < V; ++v) {
         const __m512i dots = _mm512_add_epi32(_mm512_slli_epi32(sums.high[v], 7), sums.low[v]);
-        const __m512 factor = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(d + 16 * v)));
         __m512 result = _mm512_loadu_ps(y + 16 * v);
-        result = _mm512_fmadd_ps(factor, _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale), result);
-        if constexpr (F == Format::q4) {
-            const __m512 minimum = _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(m + 16 * v)));
-            result = _mm512_fmadd_ps(minimum, sum, result);
-        }
+        result = _mm512_fmadd_ps(d[v], _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale), result);
+        if constexpr (F == Format::q4) result = _mm512_fmadd_ps(m[v], sum, result);
         _mm512_storeu_ps(y + 16 * v, result);
     }
 }
@@ -157,19 +170,69 @@ inline void down_one(const Group512& group, int32_t h, const Z512& z, float* y) 
         load_quad<F, V>(group, quad, h / (F == Format::q4 ? 2 : 1), codes);
         add_quad<V>(codes, z, quad, sums);
     }
-    add_to_outputs<F, V>(sums, z, group.d + h, group.m + h, y + h);
+    DownScales<F, V> scales;
+    load_scales(group, h, scales);
+    add_to_outputs<F, V>(sums, z, scales.d, scales.m, y + h);
 }
 
-// T activation rows against 64 of the unpacked outputs (vectors `from` .. from + 3 of every quad).
-template <Format F, int V, int T>
-inline void down_tile(const __m512i codes[8][V], int from, int32_t quads, const Z512* z, const uint16_t* d,
-                      const uint16_t* m, float* y, size_t y_stride) {
-    DownSums<4> sums[T];
-    for (int t = 0; t < T; ++t) start_sums<F>(z[t], sums[t]);
-    for (int32_t quad = 0; quad < quads; ++quad) {
-        for (int t = 0; t < T; ++t) add_quad<4>(codes[quad] + from, z[t], quad, sums[t]);
+// Unpacked codes, V vectors a quad, of which four (64 outputs) are used: `from` .. from + 3.
+template <int V>
+struct DownCodes512 {
+    const __m512i (*quads)[V];
+    int from;
+    int32_t num_quads;
+};
+
+// Sums of 64 outputs. Members with names, not arrays: GCC keeps two rows' arrays in memory.
+struct DownSums64 {
+    __m512i high0, high1, high2, high3, low0, low1, low2, low3;
+};
+
+template <Format F>
+inline DownSums64 start_sums64(const Z512& z) {
+    const __m512i none = _mm512_setzero_si512();
+    const __m512i low = F == Format::q8 ? _mm512_set1_epi32(-128 * z.sum) : none;
+    return {none, none, none, none, low, low, low, low};
+}
+
+inline void add_quad64(const __m512i* codes, const Z512& z, int32_t quad, DownSums64& sums) {
+    const __m512i high = _mm512_set1_epi32(z.high[quad]), low = _mm512_set1_epi32(z.low[quad]);
+    sums.high0 = _mm512_dpbusd_epi32(sums.high0, codes[0], high);
+    sums.high1 = _mm512_dpbusd_epi32(sums.high1, codes[1], high);
+    sums.high2 = _mm512_dpbusd_epi32(sums.high2, codes[2], high);
+    sums.high3 = _mm512_dpbusd_epi32(sums.high3, codes[3], high);
+    sums.low0 = _mm512_dpbusd_epi32(sums.low0, codes[0], low);
+    sums.low1 = _mm512_dpbusd_epi32(sums.low1, codes[1], low);
+    sums.low2 = _mm512_dpbusd_epi32(sums.low2, codes[2], low);
+    sums.low3 = _mm512_dpbusd_epi32(sums.low3, codes[3], low);
+}
+
+template <Format F>
+inline void add_to_outputs64(const DownSums64& s, const Z512& z, const __m512* d, const __m512* m, float* y) {
+    const DownSums<4> sums = {{s.high0, s.high1, s.high2, s.high3}, {s.low0, s.low1, s.low2, s.low3}};
+    add_to_outputs<F, 4>(sums, z, d, m, y);
+}
+
+// Two activation rows.
+template <Format F, int V>
+[[gnu::noinline]] void down_two(DownCodes512<V> codes, const Z512* z, const __m512* d, const __m512* m, float* y,
+                                size_t y_stride) {
+    DownSums64 first = start_sums64<F>(z[0]), second = start_sums64<F>(z[1]);
+#pragma GCC unroll 1
+    for (int32_t quad = 0; quad < codes.num_quads; ++quad) {
+        add_quad64(codes.quads[quad] + codes.from, z[0], quad, first);
+        add_quad64(codes.quads[quad] + codes.from, z[1], quad, second);
     }
-    for (int t = 0; t < T; ++t) add_to_outputs<F, 4>(sums[t], z[t], d, m, y + z[t].row * y_stride);
+    add_to_outputs64<F>(first, z[0], d, m, y + z[0].row * y_stride);
+    add_to_outputs64<F>(second, z[1], d, m, y + z[1].row * y_stride);
+}
+
+template <Format F, int V>
+[[gnu::noinline]] void down_last(DownCodes512<V> codes, const Z512& z, const __m512* d, const __m512* m, float* y,
+                                 size_t y_stride) {
+    DownSums64 sums = start_sums64<F>(z);
+    for (int32_t quad = 0; quad < codes.num_quads; ++quad) add_quad64(codes.quads[quad] + codes.from, z, quad, sums);
+    add_to_outputs64<F>(sums, z, d, m, y + z.row * y_stride);
 }
 
 // Several activation rows: codes are unpacked once for all of them.
@@ -179,15 +242,14 @@ inline void down_many(const Group512& group, int32_t h, const Z512* z, int32_t a
     for (int32_t quad = 0; quad < group.quads; ++quad) {
         load_quad<F, V>(group, quad, h / (F == Format::q4 ? 2 : 1), codes[quad]);
     }
+    DownScales<F, V> scales;
+    load_scales(group, h, scales);
     for (int from = 0; from < V; from += 4) {
-        const int32_t at = h + 16 * from;
+        float* y_at = y + h + 16 * from;
+        const DownCodes512<V> part = {codes, from, group.quads};
         int32_t t = 0;
-        for (; t + kDownTokens <= active; t += kDownTokens) {
-            down_tile<F, V, kDownTokens>(codes, from, group.quads, z + t, group.d + at, group.m + at, y + at, y_stride);
-        }
-        for (; t < active; ++t) {
-            down_tile<F, V, 1>(codes, from, group.quads, z + t, group.d + at, group.m + at, y + at, y_stride);
-        }
+        for (; t + 2 <= active; t += 2) down_two<F, V>(part, z + t, scales.d + from, scales.m + from, y_at, y_stride);
+        if (t < active) down_last<F, V>(part, z[t], scales.d + from, scales.m + from, y_at, y_stride);
     }
 }
 
