@@ -39,8 +39,11 @@ def contract_names() -> list[str]:
 
 def lint(root: Path) -> dict[str, bool]:
     """Contract name -> kept, as `lint-imports` in `root` says."""
+    # without the import hook of an editable installation, which would find the packages where they were installed from
     program = (
-        "import sys; sys.path.insert(0, '.'); from importlinter.cli import lint_imports; lint_imports(no_cache=True)"
+        "import sys; sys.path.insert(0, '.'); "
+        "sys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in type(finder).__module__]; "
+        "from importlinter.cli import lint_imports; lint_imports(no_cache=True)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     verdicts = {

@@ -1,5 +1,8 @@
 // A fixed team of threads for the phases of one step: workers spin briefly for the next phase, then sleep, because
 // phases follow each other within microseconds while a step runs and the box is shared when it does not.
+//
+// A phase has as many slots as the team has threads. Which thread runs a slot does not matter, so a thread that is done
+// takes the slot of one that the kernel has not let run yet: on a busy box nobody waits for a sleeper with nothing to do.
 #pragma once
 
 #include <atomic>
@@ -21,35 +24,34 @@ public:
 
     int num_threads() const { return num_threads_; }
 
-    // Runs fn(thread, num_threads) once on every thread and returns when all are done. The first exception, by thread
-    // number, is thrown again here. Not reentrant: one caller at a time, and not from within fn.
+    // Runs fn(slot, num_threads) once for every slot in [0, num_threads) and returns when all are done. The first
+    // exception, by slot, is thrown again here. Not reentrant: one caller at a time, and not from within fn.
     template <typename Fn>
     void parallel(Fn&& fn) {
         using Plain = std::remove_reference_t<Fn>;
-        run([](void* context, int thread, int threads) { (*static_cast<Plain*>(context))(thread, threads); },
+        run([](void* context, int slot, int slots) { (*static_cast<Plain*>(context))(slot, slots); },
             const_cast<void*>(static_cast<const void*>(&fn)));
     }
 
-    // Inside fn: waits until every thread of the team got here. Every thread must call it equally often, so fn must
-    // not throw before its last barrier.
-    void barrier();
-
 private:
-    using Task = void (*)(void* context, int thread, int threads);
+    using Task = void (*)(void* context, int slot, int slots);
 
     void run(Task task, void* context);
-    void execute(int thread);
-    void work(int thread);
+    void take_slots();
+    void execute(int slot);
+    void work();
 
     const int num_threads_;
     const int spin_microseconds_;
     Task task_ = nullptr;
     void* context_ = nullptr;
     std::vector<std::exception_ptr> failures_;
-    alignas(64) std::atomic<uint32_t> generation_{0};
-    alignas(64) std::atomic<uint32_t> running_{0};
-    alignas(64) std::atomic<uint32_t> arrived_{0};
+    // Counts phases; workers wait for it to change.
     alignas(64) std::atomic<uint32_t> phase_{0};
+    // The next slot nobody has taken; num_threads_ and above: none left. Reset by `run` only after the task is set, and
+    // a slot that was taken keeps `run` from returning, so whoever takes one reads the task it belongs to.
+    alignas(64) std::atomic<uint32_t> next_slot_;
+    alignas(64) std::atomic<uint32_t> unfinished_{0};
     std::atomic<bool> stop_{false};
     std::vector<std::thread> workers_;
 };
