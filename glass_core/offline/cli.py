@@ -6,11 +6,12 @@ import pkgutil
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import cast
 
 from glass_core import __version__
 from glass_core.errors import GlassError
 from glass_core.offline import commands
+from glass_core.offline.subcommands import Command, add_commands
 
 DESCRIPTION = """\
 glass: an OpenAI-compatible LLM server with per-request FFN sparsity.
@@ -19,16 +20,6 @@ Typical first use:
   glass pull smollm2-135m      download and prepare the default model
   glass serve smollm2-135m     serve it on http://127.0.0.1:8000
 """
-
-
-class Command(Protocol):
-    """What a module in `offline/commands` exports."""
-
-    HELP: str
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None: ...
-
-    def run(self, args: argparse.Namespace) -> int: ...
 
 
 def load_commands() -> dict[str, Command]:
@@ -42,15 +33,7 @@ def build_parser(available: dict[str, Command]) -> argparse.ArgumentParser:
         prog="glass", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"glass {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, command in available.items():
-        subparser = subparsers.add_parser(
-            name,
-            help=command.HELP,
-            description=(command.__doc__ or command.HELP).strip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.add_arguments(subparser)
+    add_commands(parser, available, dest="command", metavar="COMMAND")
     return parser
 
 

@@ -9,23 +9,15 @@ compare  ratios to llama.cpp, both sides taking turns in one run
 import argparse
 
 from glass_core.offline.commands.bench import compare, decode, prefill, serving
+from glass_core.offline.subcommands import Command, add_commands
 
 HELP = "measure speed: decode, prefill, serving, compare with llama.cpp"
-_BENCHMARKS = {"decode": decode, "prefill": prefill, "serving": serving, "compare": compare}
+_BENCHMARKS: dict[str, Command] = {"decode": decode, "prefill": prefill, "serving": serving, "compare": compare}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    benchmarks = parser.add_subparsers(dest="benchmark", metavar="BENCHMARK", required=True)
-    for name, module in _BENCHMARKS.items():
-        subparser = benchmarks.add_parser(
-            name,
-            help=module.HELP,
-            description=(module.__doc__ or module.HELP).strip(),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(subparser)
+    add_commands(parser, _BENCHMARKS, dest="benchmark", metavar="BENCHMARK")
 
 
 def run(args: argparse.Namespace) -> int:
-    status: int = _BENCHMARKS[args.benchmark].run(args)
-    return status
+    return _BENCHMARKS[args.benchmark].run(args)
