@@ -128,18 +128,6 @@ void compare_down(const Kernels& kernels, const Kernels& portable, Format format
     }
 }
 
-void compare_attention(const Kernels& kernels, const Kernels& portable) {
-    const int32_t n = 1 + below(200);
-    std::vector<uint16_t> bits(static_cast<size_t>(n));
-    for (uint16_t& value : bits) value = static_cast<uint16_t>(0x3c00 + below(1024) + (below(2) << 15));
-    const std::vector<float> q = random_floats(static_cast<size_t>(n));
-    std::vector<float> y(q), expected(q);
-    expect_close({kernels.dot_bf16(q.data(), bits.data(), n)}, {portable.dot_bf16(q.data(), bits.data(), n)}, kernels.name, "dot_bf16");
-    kernels.axpy_bf16(0.3f, bits.data(), y.data(), n);
-    portable.axpy_bf16(0.3f, bits.data(), expected.data(), n);
-    expect_close(y, expected, kernels.name, "axpy_bf16");
-}
-
 }  // namespace
 
 int main() {
@@ -150,7 +138,6 @@ int main() {
                 compare_dots(*find_kernels(isa), portable, format);
                 compare_down(*find_kernels(isa), portable, format);
             }
-            compare_attention(*find_kernels(isa), portable);
         }
         std::printf("%s ok\n", isa.c_str());
     }

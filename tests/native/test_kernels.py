@@ -15,8 +15,6 @@ from tests.native.kernel_arrays import (
     Doubles,
     Floats,
     Packed,
-    bf16_bits,
-    bf16_values,
     pad_columns,
     padded,
     random_activations,
@@ -257,20 +255,6 @@ def test_accumulate_down_with_extreme_z(isa: str, weight_format: str, scale: flo
     z, y = random_activations(rng, 3, 50, scale), np.zeros((3, 128), np.float32)
     used = z.astype(np.float64) if weight_format == "bf16" else quantized_z(z, index)
     assert_close(accumulate_down(isa, down, index, z, y), used, down.weights[index], down.magnitudes[index])
-
-
-@each_isa
-@fuzz
-@given(seed=seeds, n=st.integers(1, 200))
-def test_attention_primitives(isa: str, seed: int, n: int) -> None:
-    rng = np.random.default_rng(seed)
-    q, y = rng.normal(size=(2, n)).astype(np.float32)
-    bits = bf16_bits(rng.normal(size=n).astype(np.float32))
-    values = bf16_values(bits)
-    assert abs(kernels.dot_bf16(isa, q, bits) - q @ values) <= TOLERANCE * (np.abs(q) @ np.abs(values))
-    expected = y + np.float64(np.float32(0.3)) * values
-    result = kernels.axpy_bf16(isa, 0.3, bits, y)[0]
-    np.testing.assert_allclose(result, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max() + 1e-6)
 
 
 @each_isa

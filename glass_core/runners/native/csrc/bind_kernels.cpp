@@ -130,19 +130,6 @@ Out<float, 2> accumulate_down(const std::string& isa, const std::string& format_
     return out;
 }
 
-float dot_bf16(const std::string& isa, In<float, 1> q, In<uint16_t, 1> k) {
-    check(q.shape(0) == k.shape(0), "q and k: lengths differ");
-    return require(isa).dot_bf16(q.data(), k.data(), static_cast<int32_t>(q.shape(0)));
-}
-
-Out<float, 2> axpy_bf16(const std::string& isa, float a, In<uint16_t, 1> v, In<float, 1> y) {
-    check(v.shape(0) == y.shape(0), "v and y: lengths differ");
-    auto out = make<float>(1, y.shape(0));
-    std::copy_n(y.data(), y.shape(0), out.data());
-    require(isa).axpy_bf16(a, v.data(), out.data(), static_cast<int32_t>(y.shape(0)));
-    return out;
-}
-
 }  // namespace
 
 void bind_kernels(nb::module_& parent) {
@@ -153,8 +140,6 @@ void bind_kernels(nb::module_& parent) {
           nb::arg("first"), nb::arg("n"), nb::arg("values"), nb::arg("codes"), nb::arg("scales"), nb::arg("sums"));
     m.def("accumulate_down", &accumulate_down, nb::arg("isa"), nb::arg("format"), nb::arg("packed"), nb::arg("scales"),
           nb::arg("index"), nb::arg("z"), nb::arg("y"));
-    m.def("dot_bf16", &dot_bf16, nb::arg("isa"), nb::arg("q"), nb::arg("k"));
-    m.def("axpy_bf16", &axpy_bf16, nb::arg("isa"), nb::arg("a"), nb::arg("v"), nb::arg("y"));
 }
 
 }  // namespace glass

@@ -111,31 +111,5 @@ void accumulate_bf16(const DownView& down, const int32_t* index, int32_t n, cons
     }
 }
 
-float dot_bf16(const float* q, const uint16_t* k, int32_t n) {
-    __m512 sums = _mm512_setzero_ps();
-    int32_t i = 0;
-    for (; i + 16 <= n; i += 16) sums = _mm512_fmadd_ps(load_bf16(k + i), _mm512_loadu_ps(q + i), sums);
-    if (i < n) {
-        const __mmask16 mask = first_lanes(n - i);
-        const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, k + i)), 16);
-        sums = _mm512_fmadd_ps(_mm512_castsi512_ps(bits), _mm512_maskz_loadu_ps(mask, q + i), sums);
-    }
-    return _mm512_reduce_add_ps(sums);
-}
-
-void axpy_bf16(float a, const uint16_t* v, float* y, int32_t n) {
-    const __m512 factor = _mm512_set1_ps(a);
-    int32_t i = 0;
-    for (; i + 16 <= n; i += 16) {
-        _mm512_storeu_ps(y + i, _mm512_fmadd_ps(factor, load_bf16(v + i), _mm512_loadu_ps(y + i)));
-    }
-    if (i < n) {
-        const __mmask16 mask = first_lanes(n - i);
-        const __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, v + i)), 16);
-        const __m512 old = _mm512_maskz_loadu_ps(mask, y + i);
-        _mm512_mask_storeu_ps(y + i, mask, _mm512_fmadd_ps(factor, _mm512_castsi512_ps(bits), old));
-    }
-}
-
 }  // namespace
 }  // namespace glass

@@ -76,10 +76,6 @@ struct Kernels {
     // magnitude, so that the sums over a group are exact integers.
     void (*accumulate_down)(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
                             int32_t num_rows, float* y, size_t y_stride);
-
-    // Attention over a bfloat16 KV cache: q·k, and y += a*v; n is the head dimension, any positive number.
-    float (*dot_bf16)(const float* q, const uint16_t* k, int32_t n);
-    void (*axpy_bf16)(float a, const uint16_t* v, float* y, int32_t n);
 };
 
 // 127 * 128: a 15-bit number that splits into two signed bytes, high*128 + low.

@@ -6,6 +6,6 @@
 
 namespace glass {
 
-const Kernels kAvx2Kernels = {"avx2", quantize, dot_rows, accumulate_down, dot_bf16, axpy_bf16};
+const Kernels kAvx2Kernels = {"avx2", quantize, dot_rows, accumulate_down};
 
 }  // namespace glass

@@ -10,6 +10,6 @@
 
 namespace glass {
 
-const Kernels kAvx2VnniKernels = {"avx2_vnni", quantize, dot_rows, accumulate_down, dot_bf16, axpy_bf16};
+const Kernels kAvx2VnniKernels = {"avx2_vnni", quantize, dot_rows, accumulate_down};
 
 }  // namespace glass

@@ -89,6 +89,6 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, dot_rows, accumulate_down, dot_bf16, axpy_bf16};
+const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, dot_rows, accumulate_down};
 
 }  // namespace glass

@@ -81,6 +81,6 @@ struct P {
 
 namespace glass {
 
-const Kernels kNeonDotprodKernels = {"neon_dotprod", quantize, dot_rows, accumulate_down, dot_bf16, axpy_bf16};
+const Kernels kNeonDotprodKernels = {"neon_dotprod", quantize, dot_rows, accumulate_down};
 
 }  // namespace glass

@@ -129,18 +129,8 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
     }
 }
 
-float dot_bf16(const float* q, const uint16_t* k, int32_t n) {
-    float result = 0.0f;
-    for (int32_t i = 0; i < n; ++i) result += q[i] * bf16_to_float(k[i]);
-    return result;
-}
-
-void axpy_bf16(float a, const uint16_t* v, float* y, int32_t n) {
-    for (int32_t i = 0; i < n; ++i) y[i] += a * bf16_to_float(v[i]);
-}
-
 }  // namespace
 
-const Kernels kPortableKernels = {"portable", quantize, dot_rows, accumulate_down, dot_bf16, axpy_bf16};
+const Kernels kPortableKernels = {"portable", quantize, dot_rows, accumulate_down};
 
 }  // namespace glass

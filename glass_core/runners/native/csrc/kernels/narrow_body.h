@@ -260,31 +260,5 @@ void quantize(const float* x, int32_t cols, int32_t cols_padded, int8_t* codes, 
     }
 }
 
-inline F load_rest_bf16(const uint16_t* values, int32_t n) {
-    alignas(32) uint16_t rest[kLanes] = {};
-    for (int32_t i = 0; i < n; ++i) rest[i] = values[i];
-    return P::load_bf16(reinterpret_cast<const uint8_t*>(rest));
-}
-
-float dot_bf16(const float* q, const uint16_t* k, int32_t n) {
-    F sums = P::zero();
-    int32_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-        sums = P::fma(P::load(q + i), P::load_bf16(reinterpret_cast<const uint8_t*>(k + i)), sums);
-    }
-    alignas(32) float rest[kLanes] = {};
-    for (int32_t j = 0; i + j < n; ++j) rest[j] = q[i + j];
-    return P::sum(P::fma(P::load(rest), load_rest_bf16(k + i, n - i), sums));
-}
-
-void axpy_bf16(float a, const uint16_t* v, float* y, int32_t n) {
-    const F factor = P::set1(a);
-    int32_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-        P::store(y + i, P::fma(factor, P::load_bf16(reinterpret_cast<const uint8_t*>(v + i)), P::load(y + i)));
-    }
-    for (; i < n; ++i) y[i] = __builtin_fmaf(a, bf16_to_float(v[i]), y[i]);
-}
-
 }  // namespace
 }  // namespace glass
