@@ -1,9 +1,8 @@
 """The quality beside the speed: KL(fp32 || side) of next-token predictions on answers of the fp32 model.
 
-The fp32 model answers a few instructions; every side is teacher-forced on these answers one token at a time, as it
-decodes: our native runner under each sparsity's plan (chosen from the prompt alone), and llama.cpp's server, which is
-asked for the log-probabilities of the whole vocabulary. The first token of an answer comes from the prompt pass and is
-not scored.
+The fp32 model answers a few instructions; every side is teacher-forced on these answers: our native runner under each
+sparsity's plan (chosen from the prompt alone), and llama.cpp's server, which is asked for the log-probabilities of the
+whole vocabulary. The first token of an answer comes from the prompt pass and is not scored.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import torch
 from torch import Tensor
 
-from glass_core.api import SamplingParams, SparsityParams
-from glass_core.config import CacheConfig
+from glass_core.api import SparsityParams
 from glass_core.errors import ConfigurationError
 from glass_core.offline.bench.llama_cpp import LlamaBench, llama_server_command
 from glass_core.offline.bench.load.process import LOOPBACK, ServerProcess, free_port
@@ -25,15 +22,10 @@ from glass_core.offline.bench.session import Session
 from glass_core.offline.divergence import token_kl
 from glass_core.offline.evaluate.answers import Answer, max_steps, sample_answers
 from glass_core.offline.evaluate.longform import DenseAnswer, run_dense
-from glass_core.offline.generation import blocks_for, cache_for
 from glass_core.offline.progress import Progress
-from glass_core.runners.base import SampleInput, StepRow
 from glass_core.runners.native.image import ImageHeader
-from glass_core.runners.native.runner import NativeRunner
-from glass_core.runners.native.statistics import RowStatistics
+from glass_core.runners.native.scoring import NativeScorer
 from glass_core.runners.torch_runner.model import TorchModel
-from glass_core.sparsity.local_stats import LocalStatistics
-from glass_core.sparsity.plan import SparsityPlan
 from glass_core.text import load_text_processor
 
 INSTRUCTIONS = (
@@ -42,7 +34,6 @@ INSTRUCTIONS = (
     "What is the capital of France, and what is it known for?",
     "Describe how a bill becomes a law.",
 )
-_SEQUENCE = "scored"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,57 +125,19 @@ def _references(
     return scored, [run_dense(model, answer) for answer in scored]
 
 
-class _ScoringRunner(NativeRunner):
-    """The native runner, giving the logits away instead of drawing from them."""
-
-    def logits(self, row: StepRow) -> tuple[Tensor, LocalStatistics | None]:
-        """Run one row; logits (vocab,) after its last token, and its statistics when it collects."""
-        rows = (row,)
-        collected = RowStatistics.for_row(row, self.spec) if row.collect_statistics else None
-        requests = [] if collected is None else [collected.request()]
-        tokens, blocks, layout = self._arrays(rows)
-        output = self._open().step(tokens, blocks, layout, self._rope.of(rows), requests)
-        logits = torch.from_numpy(np.array(output[2][0], np.float32))
-        return logits, None if collected is None else collected.result
-
-
 def _our_log_probs(
     session: Session, image: ImageHeader, settings: QualitySettings, answers: Sequence[Answer], sparsity: float
 ) -> list[Tensor]:
-    """Log-probabilities (n, vocab) per answer, decoded token by token under the prompt's own plan."""
+    """Log-probabilities (n, vocab) per answer, under the prompt's own plan."""
     longest = max(len(answer.prompt) + len(answer.token_ids) for answer in answers)
-    cache: CacheConfig = cache_for(session.spec, num_sequences=1, num_tokens=longest, bytes_per_value=2)
-    runner = _ScoringRunner(image, cache, num_threads=session.config.num_threads)
     params = SparsityParams(sparsity=sparsity, method=settings.method, seed=settings.seed)
     found = []
-    for answer in answers:
-        _, statistics = runner.logits(_row(answer, 0, answer.prompt, plan=None, collect=True))
-        assert statistics is not None
-        plan = session.selector.select(params, statistics)
-        logits = [
-            runner.logits(_row(answer, len(answer.prompt) + index, (token,), plan=plan))[0]
-            for index, token in enumerate(answer.token_ids[:-1])
-        ]
-        runner.release(_SEQUENCE)
-        found.append(torch.log_softmax(torch.stack(logits), dim=-1))
-    runner.close()
+    with NativeScorer(image, max_tokens=longest, num_threads=session.config.num_threads) as scorer:
+        for answer in answers:
+            plan = session.selector.select(params, scorer.read_prompt(answer.prompt))
+            logits = torch.from_numpy(scorer.force(answer.token_ids[:-1], plan))
+            found.append(torch.log_softmax(logits, dim=-1))
     return found
-
-
-def _row(
-    answer: Answer, start: int, tokens: tuple[int, ...], *, plan: SparsityPlan | None, collect: bool = False
-) -> StepRow:
-    sampling = SamplingParams(max_tokens=len(answer.token_ids), seed=0, temperature=0.0, ignore_eos=True)
-    return StepRow(
-        sequence_id=_SEQUENCE,
-        token_ids=tokens,
-        start=start,
-        block_table=tuple(range(blocks_for(len(answer.prompt) + len(answer.token_ids)))),
-        plan=plan,
-        collect_statistics=collect,
-        sample=SampleInput(sampling, answer.prompt, ()),
-        num_prompt_tokens=len(answer.prompt),
-    )
 
 
 def _their_log_probs(

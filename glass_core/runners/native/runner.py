@@ -22,8 +22,9 @@ from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.plan_keys import PlanKeys
 from glass_core.runners.native.rope import RopeFrequencies
 from glass_core.runners.native.statistics import RowStatistics
-from glass_core.runners.native.types import Floats, Indices, NativeModel, TensorRow
+from glass_core.runners.native.types import Floats, Indices, NativeModel, StepOutput, TensorRow
 from glass_core.runners.sampling import is_plain_greedy, sample_token
+from glass_core.sparsity.local_stats import LocalStatistics
 
 KV_BYTES = 2  # bfloat16
 ISA_VARIABLE = "GLASS_CPU_ISA"
@@ -104,16 +105,9 @@ class NativeRunner:
         finite.
         """
         rows = batch.rows
-        check_rows(batch, self._token_problem, self._block_problem, self._statistics_problem)
         if not rows:
             return StepResult(())
-        collected = {row.sequence_id: RowStatistics.for_row(row, self.spec) for row in rows if row.collect_statistics}
-        requests = [statistics.request() for statistics in collected.values()]
-        tokens, blocks, layout = self._arrays(rows)
-        try:
-            output = self._open().step(tokens, blocks, layout, self._rope.of(rows), requests)
-        except ValueError as error:
-            raise EngineFailureError(f"the native step refused its input: {error}") from error
+        output, collected = self._step(rows, [int(row.sample is not None) for row in rows])
         best, finite, logits, num_neurons, num_bytes = output
         drawn = _draw(rows, best, finite, logits)
         costs = row_costs(self.spec, rows, num_neurons=num_neurons, num_bytes=num_bytes, dense_bytes=self._dense_bytes)
@@ -123,6 +117,18 @@ class NativeRunner:
                 for row, cost in zip(rows, costs, strict=True)
             )
         )
+
+    def score(self, row: StepRow, num_logits: int) -> tuple[Floats, LocalStatistics | None]:
+        """Run one row as `execute` does, and give the logits of its last `num_logits` tokens, float32 (num_logits,
+        vocab_size), instead of drawing from them; and the row's statistics when it collects.
+
+        For measuring (see `scoring.py`), no part of the Runner protocol. Raises as `execute`.
+        """
+        output, collected = self._step((row,), (num_logits,))
+        _, finite, logits, _, _ = output
+        _check_finite(finite)
+        statistics = collected.get(row.sequence_id)
+        return logits.copy(), None if statistics is None else statistics.result
 
     def release(self, sequence_id: str) -> None:
         self._plans.release(sequence_id)
@@ -137,12 +143,24 @@ class NativeRunner:
             raise EngineFailureError("the native runner is closed")
         return self._model
 
-    def _arrays(self, rows: Sequence[StepRow]) -> tuple[Indices, Indices, Indices]:
+    def _step(self, rows: Sequence[StepRow], num_logits: Sequence[int]) -> tuple[StepOutput, dict[str, RowStatistics]]:
+        """Check the rows and run them: the extension's output, and the statistics of those that collect. `num_logits`:
+        of how many last tokens of each row the logits are wanted."""
+        check_rows(StepBatch(tuple(rows)), self._token_problem, self._block_problem, self._statistics_problem)
+        collected = {row.sequence_id: RowStatistics.for_row(row, self.spec) for row in rows if row.collect_statistics}
+        requests = [statistics.request() for statistics in collected.values()]
+        tokens, blocks, layout = self._arrays(rows, num_logits)
+        try:
+            return self._open().step(tokens, blocks, layout, self._rope.of(rows), requests), collected
+        except ValueError as error:
+            raise EngineFailureError(f"the native step refused its input: {error}") from error
+
+    def _arrays(self, rows: Sequence[StepRow], num_logits: Sequence[int]) -> tuple[Indices, Indices, Indices]:
         """Tokens, blocks and layout of the rows as the extension takes them."""
         tokens: list[int] = []
         blocks: list[int] = []
         layout = []
-        for row in rows:
+        for row, wanted in zip(rows, num_logits, strict=True):
             tokens += row.token_ids
             blocks += row.block_table
             plan = -1 if row.plan is None else self._plans.key(row.sequence_id, row.plan)
@@ -153,7 +171,7 @@ class NativeRunner:
                     len(row.block_table),
                     plan,
                     int(row.collect_statistics),
-                    int(row.sample is not None),
+                    wanted,
                 )
             )
         return np.array(tokens, np.int32), np.array(blocks, np.int32), np.array(layout, np.int32)
@@ -176,8 +194,7 @@ def _row_result(row: StepRow, cost: StepCost, token: int | None, collected: RowS
 
 def _draw(rows: Sequence[StepRow], best: Sequence[int], finite: bool, logits: Floats) -> dict[str, int]:
     """Drawn tokens by sequence. Raises EngineFailureError when a logit is not finite."""
-    if not finite:
-        raise EngineFailureError("the model produced logits that are not finite; no token can be drawn")
+    _check_finite(finite)
     drawn: dict[str, int] = {}
     for row in rows:
         if row.sample is not None:
@@ -187,14 +204,24 @@ def _draw(rows: Sequence[StepRow], best: Sequence[int], finite: bool, logits: Fl
     return drawn
 
 
+def _check_finite(finite: bool) -> None:
+    if not finite:
+        raise EngineFailureError("the model produced logits that are not finite; no token can be drawn")
+
+
 def _num_blocks(spec: ModelSpec, cache: CacheConfig) -> int:
-    size = 2 * spec.num_layers * cache.block_size * spec.kv_size * KV_BYTES
+    size = kv_block_bytes(spec, cache.block_size)
     if cache.kv_cache_bytes < size:
         raise ConfigurationError(
             f"kv_cache_bytes ({cache.kv_cache_bytes}) is too small: one block of {cache.block_size} tokens takes "
             f"{size} bytes"
         )
     return cache.kv_cache_bytes // size
+
+
+def kv_block_bytes(spec: ModelSpec, block_size: int) -> int:
+    """Bytes of the keys and values of `block_size` positions, in all layers."""
+    return 2 * spec.num_layers * block_size * spec.kv_size * KV_BYTES
 
 
 def _ffn_bytes(header: ImageHeader) -> int:

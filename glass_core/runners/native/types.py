@@ -16,6 +16,9 @@ TensorRow = tuple[str, str, int, int, int, int, int, int]
 Stage = tuple[int, Floats, Floats]
 # prior sums of absolute values and of squares (None = zero), stages in ascending order, the last is the whole row
 StatisticsRequest = tuple[Floats | None, Floats | None, list[Stage]]
+# of the tokens whose logits were wanted: the index of the largest, whether all are finite, the logits (valid until the
+# next step); then the neurons computed per token and the FFN weight bytes read, both summed over layers
+StepOutput = tuple[list[int], bool, Floats, int, int]
 
 
 class NativeModel(Protocol):
@@ -40,14 +43,13 @@ class NativeModel(Protocol):
         layout: Indices,
         frequencies: Floats,
         statistics: list[StatisticsRequest],
-    ) -> tuple[list[int], bool, Floats, int, int]:
+    ) -> StepOutput:
         """Run one step.
 
         `tokens` and `blocks` of all rows, one after the other; `layout` (rows, 6): start, number of tokens, number of
-        blocks, plan key (-1 = dense), collect, sample; `frequencies` (1 or tokens, head_dim / 2); `statistics`: one
-        request per row that collects. Returns, of the rows that sample, the index of the largest logit, whether all
-        logits are finite, and the logits (valid until the next step); then the neurons computed per token and the
-        FFN weight bytes read, both summed over layers. Raises ValueError for rows that cannot be run.
+        blocks, plan key (-1 = dense), collect, number of last tokens whose logits are wanted (1 to sample);
+        `frequencies` (1 or tokens, head_dim / 2); `statistics`: one request per row that collects. Raises
+        ValueError for rows that cannot be run.
         """
         ...
 

@@ -108,7 +108,7 @@ StatisticsRow statistics_of(const ModelShape& shape, nb::handle item) {
     return row;
 }
 
-// Rows described by parallel arrays: (start, tokens, blocks, plan, collect, sample) each.
+// Rows described by parallel arrays: (start, tokens, blocks, plan, collect, logits) each.
 std::vector<StepRow> rows_of(const Array<int32_t>& tokens, const Array<int32_t>& blocks, const Matrix<int32_t>& layout) {
     if (layout.shape(1) != 6) throw std::invalid_argument("the layout of a row has 6 values");
     std::vector<StepRow> rows;
@@ -121,7 +121,7 @@ std::vector<StepRow> rows_of(const Array<int32_t>& tokens, const Array<int32_t>&
             throw std::invalid_argument("row " + std::to_string(r) + ": fewer tokens or blocks than it says");
         }
         rows.push_back(StepRow{tokens.data() + token, num_tokens, values[0], blocks.data() + block, num_blocks,
-                               values[3], values[4] != 0, values[5] != 0});
+                               values[3], values[4] != 0, values[5]});
         token += static_cast<size_t>(num_tokens);
         block += static_cast<size_t>(num_blocks);
     }

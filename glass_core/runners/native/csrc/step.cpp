@@ -111,6 +111,10 @@ void Model::check(const std::vector<StepRow>& rows, const Frequencies& frequenci
         if (row.num_tokens < 1 || row.start < 0) refuse_row(r, "needs at least one token and a start of at least 0");
         const int64_t end = static_cast<int64_t>(row.start) + row.num_tokens;
         if (static_cast<int64_t>(row.num_blocks) * cache_.block_size() < end) refuse_row(r, "its blocks do not cover it");
+        if (row.num_logits < 0 || row.num_logits > row.num_tokens) {
+            refuse_row(r, "the logits of " + std::to_string(row.num_logits) + " of its " +
+                              std::to_string(row.num_tokens) + " tokens are wanted");
+        }
         if (row.collect && row.plan != -1) refuse_row(r, "statistics are collected from dense rows only");
         plans_.get(row.plan);
         for (int32_t i = 0; i < row.num_tokens; ++i) {
@@ -330,12 +334,13 @@ void Model::fold_tokens(int32_t layer, int32_t first_token, const StatisticsRow&
 
 void Model::sample(const std::vector<StepRow>& rows, StepOutput& output) {
     const auto vocab = static_cast<size_t>(shape_.vocab_size), hidden_size = static_cast<size_t>(shape_.hidden_size);
-    int32_t num_sampled = 0, last_token = -1;
+    int32_t num_sampled = 0, end = 0;
     for (const StepRow& row : rows) {
-        last_token += row.num_tokens;
-        if (!row.sample) continue;
-        normalize(hidden_.data() + static_cast<size_t>(last_token) * hidden_size, weights_.norm, weights_.head.format,
-                  normed_, num_sampled++);
+        end += row.num_tokens;
+        for (int32_t token = end - row.num_logits; token < end; ++token) {
+            normalize(hidden_.data() + static_cast<size_t>(token) * hidden_size, weights_.norm, weights_.head.format,
+                      normed_, num_sampled++);
+        }
     }
     if (num_sampled == 0) return;
     float* logits = logits_.reserve(static_cast<size_t>(num_sampled) * vocab);

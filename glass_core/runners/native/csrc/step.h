@@ -29,7 +29,7 @@ struct StepRow {
     int32_t num_blocks;
     int32_t plan;  // key, -1 = dense
     bool collect;
-    bool sample;
+    int32_t num_logits;  // of so many last tokens the logits are wanted; 1 to sample from the row
 };
 
 // RoPE frequencies: one row for all tokens, or one per token.
@@ -38,6 +38,7 @@ struct Frequencies {
     int32_t num_rows;
 };
 
+// What came out at a token whose logits were wanted.
 struct SampledRow {
     int32_t argmax;
     bool finite;
@@ -45,8 +46,8 @@ struct SampledRow {
 
 // What a step yields. Pointers stay valid until the next step.
 struct StepOutput {
-    const float* logits;              // (sampled rows, vocab_size)
-    std::vector<SampledRow> sampled;  // in the order of the rows
+    const float* logits;              // (tokens whose logits were wanted, vocab_size)
+    std::vector<SampledRow> sampled;  // in the order of rows and tokens
     FfnWork work;
 };
 
