@@ -113,9 +113,11 @@ class RequestTimings:
 
 @dataclass(frozen=True, slots=True)
 class StepCost:
-    """Work really executed, next to what the same steps would have cost densely. FLOPs count a multiply-add as two.
+    """Work really executed, next to what the same steps would have cost otherwise. FLOPs count a multiply-add as two.
 
-    `*_dense` is the dense model on the same tokens; `*_computed` is what ran. Adds up: `a + b`.
+    `*_dense` is the dense model on the same tokens; `*_computed` is what ran; `*_planned` is what each row's plan alone
+    would have cost. A runner that computes a batch for the union of its rows' plans executes more than planned. Bytes
+    that rows read together are shared between them in all three counts. Adds up: `a + b`.
     """
 
     flops_dense: int = 0
@@ -124,6 +126,8 @@ class StepCost:
     ffn_flops_computed: int = 0
     ffn_bytes_dense: int = 0
     ffn_bytes_computed: int = 0
+    ffn_flops_planned: int = 0
+    ffn_bytes_planned: int = 0
 
     def __add__(self, other: "StepCost") -> "StepCost":
         return StepCost(
@@ -133,11 +137,18 @@ class StepCost:
             self.ffn_flops_computed + other.ffn_flops_computed,
             self.ffn_bytes_dense + other.ffn_bytes_dense,
             self.ffn_bytes_computed + other.ffn_bytes_computed,
+            self.ffn_flops_planned + other.ffn_flops_planned,
+            self.ffn_bytes_planned + other.ffn_bytes_planned,
         )
 
     @property
     def flops_saved(self) -> int:
         return self.flops_dense - self.flops_computed
+
+    @property
+    def flops_planned(self) -> int:
+        """Plans only concern the FFN: all else is what ran."""
+        return self.flops_computed - self.ffn_flops_computed + self.ffn_flops_planned
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,7 +149,7 @@ def _gauges(model_name: str, stats: EngineStats) -> Iterable[Metric]:
 
 def _counters(model_name: str, stats: EngineStats) -> Iterable[Metric]:
     values = (
-        ("prompt_tokens", "Prompt tokens computed.", stats.num_prompt_tokens),
+        ("prompt_tokens", "Prompt tokens, cached ones included.", stats.num_prompt_tokens),
         ("generation_tokens", "Tokens generated.", stats.num_generated_tokens),
         ("num_preemptions", "Sequences set back for lack of memory.", stats.num_preemptions),
         ("engine_steps", "Steps of the engine.", stats.num_steps),
@@ -166,7 +166,26 @@ def _costs(model_name: str, cost_by_method: Mapping[str, StepCost]) -> Iterable[
     values: tuple[tuple[str, str, Callable[[StepCost], int]], ...] = (
         ("flops_dense", "FLOPs the dense model would have needed.", lambda cost: cost.flops_dense),
         ("flops_computed", "FLOPs computed.", lambda cost: cost.flops_computed),
+        ("flops_planned", "FLOPs each request's plan alone would have needed.", lambda cost: cost.flops_planned),
         ("flops_saved", "FLOPs saved.", lambda cost: cost.flops_saved),
+        ("ffn_flops_dense", "FFN FLOPs the dense model would have needed.", lambda cost: cost.ffn_flops_dense),
+        ("ffn_flops_computed", "FFN FLOPs computed.", lambda cost: cost.ffn_flops_computed),
+        (
+            "ffn_flops_planned",
+            "FFN FLOPs each request's plan alone would have needed.",
+            lambda cost: cost.ffn_flops_planned,
+        ),
+        (
+            "ffn_bytes_dense",
+            "Bytes of FFN weights the dense model would have read.",
+            lambda cost: cost.ffn_bytes_dense,
+        ),
+        ("ffn_bytes_computed", "Bytes of FFN weights read.", lambda cost: cost.ffn_bytes_computed),
+        (
+            "ffn_bytes_planned",
+            "Bytes of FFN weights each request's plan alone would have read.",
+            lambda cost: cost.ffn_bytes_planned,
+        ),
         (
             "ffn_bytes_skipped",
             "Bytes of FFN weights not read.",

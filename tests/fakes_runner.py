@@ -210,7 +210,9 @@ def fake_cost(row: StepRow) -> StepCost:
     """100 FLOPs a token, half of them in the FFN; a plan saves its sparsity's share of these."""
     dense = DENSE_FLOPS_PER_TOKEN * len(row.token_ids)
     saved = 0 if row.plan is None else round(row.plan.sparsity * dense / 2)
-    return StepCost(dense, dense - saved, dense // 2, dense // 2 - saved, dense, dense - saved)
+    return StepCost(
+        dense, dense - saved, dense // 2, dense // 2 - saved, dense, dense - saved, dense // 2 - saved, dense - saved
+    )
 
 
 def plan_key(plan: SparsityPlan | None) -> str:

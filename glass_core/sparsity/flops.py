@@ -62,7 +62,8 @@ def row_cost(
     """Cost of one row of a step, next to the dense cost of the same row.
 
     `num_tokens` tokens run against `num_keys` = start + num_tokens keys; `budgets[l]` neurons run in layer l, None =
-    all. FFN weights are read once per row and step, however many tokens the row has.
+    all. FFN weights are read once per row and step, however many tokens the row has. The row is computed by itself,
+    so its plan alone would have cost the same.
     Raises ValueError when the counts contradict each other or the model.
     """
     _check_counts(num_tokens, num_keys, num_logits)
@@ -72,13 +73,16 @@ def row_cost(
     other = spec.num_layers * per_layer + lm_head_flops(spec, num_logits)
     ffn_dense = ffn_flops(spec, num_tokens, all_neurons)
     ffn_computed = ffn_flops(spec, num_tokens, num_neurons)
+    bytes_computed = ffn_bytes(spec, num_neurons, bytes_per_weight)
     return StepCost(
         flops_dense=other + ffn_dense,
         flops_computed=other + ffn_computed,
         ffn_flops_dense=ffn_dense,
         ffn_flops_computed=ffn_computed,
         ffn_bytes_dense=ffn_bytes(spec, all_neurons, bytes_per_weight),
-        ffn_bytes_computed=ffn_bytes(spec, num_neurons, bytes_per_weight),
+        ffn_bytes_computed=bytes_computed,
+        ffn_flops_planned=ffn_computed,
+        ffn_bytes_planned=bytes_computed,
     )
 
 

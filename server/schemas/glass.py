@@ -38,8 +38,10 @@ class GlassFields(BaseModel):
 
 
 class GlassReport(BaseModel):
-    """What GLASS really did, computed from the plan that was used. With several choices, `flops_*` and
-    `selection_seconds` are sums over them, the ratios follow from the sums, and the rest is the first choice's."""
+    """What GLASS really did, computed from the plan that was used. Requests that run together are computed for the
+    union of their plans, so more may have been computed than the plan alone asks for; `*_planned` says what that is.
+    With several choices, `flops_*` and `selection_seconds` are sums over them, the ratios follow from the sums, and the
+    rest is the first choice's."""
 
     method: str
     sparsity_requested: float = Field(description="what was asked")
@@ -49,8 +51,11 @@ class GlassReport(BaseModel):
     refine: bool
     ffn_flops_saved_ratio: float = Field(description="share of the feed-forward FLOPs saved, prefill included")
     flops_saved_ratio: float = Field(description="share of all FLOPs saved, prefill included")
+    ffn_flops_saved_ratio_planned: float = Field(description="the same of the plan alone, whatever ran beside it")
+    flops_saved_ratio_planned: float = Field(description="the same of the plan alone, whatever ran beside it")
     flops_dense: int = Field(description="what the dense model would have cost on the same tokens")
     flops_computed: int = Field(description="what was computed")
+    flops_planned: int = Field(description="what would have been computed under the plan alone")
     selection_seconds: float = Field(description="time spent choosing neurons")
 
 
@@ -67,8 +72,11 @@ def report_json(reports: Sequence[SparsityReport]) -> dict[str, Any]:
         "refine": first.refine,
         "ffn_flops_saved_ratio": _saved_ratio(cost.ffn_flops_dense, cost.ffn_flops_computed),
         "flops_saved_ratio": _saved_ratio(cost.flops_dense, cost.flops_computed),
+        "ffn_flops_saved_ratio_planned": _saved_ratio(cost.ffn_flops_dense, cost.ffn_flops_planned),
+        "flops_saved_ratio_planned": _saved_ratio(cost.flops_dense, cost.flops_planned),
         "flops_dense": cost.flops_dense,
         "flops_computed": cost.flops_computed,
+        "flops_planned": cost.flops_planned,
         "selection_seconds": sum(report.selection_seconds for report in reports),
     }
 

@@ -192,7 +192,9 @@ def test_cost_adds_up_to_the_last_flop() -> None:
     cost = {event.request_id: event.finish.report.cost for event in events if event.finish}
     full = DENSE_FLOPS_PER_TOKEN
     # three prompt tokens and two of the three generated ones run; under the plan a quarter of the FLOPs is saved
-    assert cost["dense"] == StepCost(5 * full, 5 * full, 5 * full // 2, 5 * full // 2, 5 * full, 5 * full)
+    assert cost["dense"] == StepCost(
+        5 * full, 5 * full, 5 * full // 2, 5 * full // 2, 5 * full, 5 * full, 5 * full // 2, 5 * full
+    )
     assert cost["sparse"].flops_saved == 2 * full // 4
     assert cost["gone"].flops_dense == 4 * full
     stats = engine.stats()

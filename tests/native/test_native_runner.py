@@ -14,7 +14,6 @@ from glass_core.errors import CheckpointError, ConfigurationError, EngineFailure
 from glass_core.runners.base import SampleInput, StepBatch, StepResult
 from glass_core.runners.native import NativeRunner, extension, load
 from glass_core.runners.native.checkpoint_image import make_image
-from glass_core.runners.native.costs import split_evenly
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.sampling import sample_token
 from glass_core.sparsity.flops import row_cost
@@ -118,9 +117,9 @@ def test_costs_of_single_rows_follow_the_plan(native: NativeHarness) -> None:
             budgets=budgets,
             bytes_per_weight=1.0,
         )
-        assert replace(cost, ffn_bytes_dense=0, ffn_bytes_computed=0) == replace(
-            expected, ffn_bytes_dense=0, ffn_bytes_computed=0
-        )
+        no_bytes = {"ffn_bytes_dense": 0, "ffn_bytes_computed": 0, "ffn_bytes_planned": 0}
+        assert replace(cost, **no_bytes) == replace(expected, **no_bytes)
+        assert cost.ffn_bytes_planned == cost.ffn_bytes_computed
         assert (cost.ffn_bytes_computed == cost.ffn_bytes_dense) == (row.plan is None)
 
 
@@ -136,11 +135,6 @@ def test_costs_of_a_mixed_step_count_the_union_once(native: NativeHarness, heade
     assert sum(cost.ffn_bytes_dense for cost in costs) == sum(
         tensor.num_bytes for name, tensor in header.tensors.items() if ".ffn" in name
     )
-
-
-def test_bytes_split_to_the_byte() -> None:
-    assert split_evenly(10, 4) == [2, 3, 2, 3]
-    assert split_evenly(0, 3) == [0, 0, 0]
 
 
 def test_sampling_uses_the_reference_sampler(native: NativeHarness) -> None:

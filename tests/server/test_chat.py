@@ -37,10 +37,13 @@ async def test_an_answer_has_text_usage_and_report(client: httpx.AsyncClient, en
         "lambda": 0.25,
         "profile": "uniform",
         "refine": False,
-        "ffn_flops_saved_ratio": 0.5,
-        "flops_saved_ratio": 0.3,
+        "ffn_flops_saved_ratio": 0.4,
+        "flops_saved_ratio": 0.24,
+        "ffn_flops_saved_ratio_planned": 0.5,
+        "flops_saved_ratio_planned": 0.3,
         "flops_dense": 1000,
-        "flops_computed": 700,
+        "flops_computed": 760,
+        "flops_planned": 700,
         "selection_seconds": 0.001,
     }
 
@@ -142,7 +145,7 @@ async def test_include_usage_adds_one_last_chunk(client: httpx.AsyncClient) -> N
     assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * (len(chunks) - 1)
     assert chunks[-1]["choices"] == []
     assert chunks[-1]["usage"]["completion_tokens"] == len(ANSWER.encode()) + 1
-    assert chunks[-1]["glass"]["flops_computed"] == 700
+    assert chunks[-1]["glass"]["flops_computed"] == 760
     assert all("glass" not in chunk for chunk in chunks[:-1])
 
 

@@ -19,6 +19,7 @@ from tests.server.conftest import ANSWER
 from tests.server.wire import CHAT, HELLO, error_of, sample
 
 NUM_TOKENS = len(ANSWER.encode()) + 1
+COUNTS = ("dense", "computed", "planned")
 
 
 async def test_models_lists_the_served_model(client: httpx.AsyncClient) -> None:
@@ -101,7 +102,7 @@ async def test_the_description_documents_our_fields(client: httpx.AsyncClient) -
 
 
 async def test_metrics_after_a_request(client: httpx.AsyncClient, engine: FakeEngineClient) -> None:
-    engine.cost_by_method = {"griffin": StepCost(1000, 700, 600, 300, 60, 30)}
+    engine.cost_by_method = {"griffin": StepCost(1000, 700, 600, 300, 60, 30, 250, 25)}
     await client.post(CHAT, json={**HELLO, "glass_sparsity": 0.5, "lambda": 0.5, "glass_method": "griffin"})
     await client.post(CHAT, json={**HELLO, "stream": True, "max_tokens": 3})
     metrics = (await client.get("/metrics")).text
@@ -123,6 +124,9 @@ async def test_metrics_after_a_request(client: httpx.AsyncClient, engine: FakeEn
     assert sample(metrics, "glass_flops_dense_total", **sparse) == 1000
     assert sample(metrics, "glass_flops_computed_total", **sparse) == 700
     assert sample(metrics, "glass_flops_saved_total", **sparse) == 300
+    assert sample(metrics, "glass_flops_planned_total", **sparse) == 650
+    assert [sample(metrics, f"glass_ffn_flops_{what}_total", **sparse) for what in COUNTS] == [600, 300, 250]
+    assert [sample(metrics, f"glass_ffn_bytes_{what}_total", **sparse) for what in COUNTS] == [60, 30, 25]
     assert sample(metrics, "glass_ffn_bytes_skipped_total", **sparse) == 30
     assert sample(metrics, "glass_kv_cache_usage_ratio", model_name="tiny") == 0.25
     assert sample(metrics, "glass_http_requests_total", handler=CHAT, method="POST", status="200") == 2

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from glass_core.models.spec import ModelSpec
+from glass_core.runners.native.ffn_work import layer_bytes
 from glass_core.runners.native.image import ImageHeader
 from glass_core.sparsity.flops import ffn_bytes
 from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
 
-_DOWN_GROUP = 32  # neurons that share one row of down_proj's scales
 _KV_VALUE_BYTES = 2  # the native runner's cache is bfloat16
 
 
@@ -78,7 +78,7 @@ def image_step_traffic(header: ImageHeader, plans: Sequence[SparsityPlan | None]
     head = embedding if spec.tie_word_embeddings else header.tensors["lm_head"]
     return StepTraffic(
         attention_bytes=shared,
-        ffn_bytes=sum(_layer_ffn_bytes(header, layer, _union(plans, layer)) for layer in layers),
+        ffn_bytes=sum(layer_bytes(header, layer, _union(plans, layer)) for layer in layers),
         head_bytes=head.num_bytes + header.tensors["norm"].num_bytes + len(plans) * embedding.row_bytes,
         kv_bytes=round(len(plans) * 2 * spec.num_layers * num_keys * spec.kv_size * _KV_VALUE_BYTES),
     )
@@ -90,12 +90,3 @@ def _union(plans: Sequence[SparsityPlan | None], layer: int) -> NeuronIndices | 
     if len(kept) < len(plans):
         return None
     return np.unique(np.concatenate(kept))
-
-
-def _layer_ffn_bytes(header: ImageHeader, layer: int, neurons: NeuronIndices | None) -> int:
-    """Records of the neurons, and the scales of every group of down_proj that has one of them."""
-    records, scales = header.tensors[f"layers.{layer}.ffn"], header.tensors.get(f"layers.{layer}.ffn_down_scales")
-    scale_row = 0 if scales is None else scales.row_bytes
-    if neurons is None:
-        return records.num_bytes + (0 if scales is None else scales.num_bytes)
-    return len(neurons) * records.row_bytes + len(np.unique(neurons // _DOWN_GROUP)) * scale_row

@@ -1,52 +1,60 @@
-"""What a native step executed, row by row.
+"""What a native step executed, row by row, next to what each row's plan alone would have taken.
 
 All rows of a step walk the union of their plans together. FLOPs: a neuron of the union was computed for every row, so
 it counts for every row, kept or masked. Bytes: a neuron was read once for all, so the bytes read are split evenly
 between the rows, to the byte, and so are those a dense step would have read. A layer's weights are counted once per
 step, although a long prefill passes over them once per tile of tokens: the later passes hit the caches.
+
+Planned is the row's cost in the same step if all its rows had this row's plan: in FLOPs what it would execute alone,
+in bytes its share of what a step of its own reads. So dense, computed and planned are comparable, row by row and in
+sum: planned <= computed <= dense, and alone in a step computed = planned.
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 from glass_core.api import StepCost
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import StepRow
+from glass_core.runners.native.ffn_work import FfnWork
 from glass_core.sparsity.flops import attention_flops, ffn_flops, lm_head_flops, projection_flops
 
 
 def row_costs(
-    spec: ModelSpec, rows: Sequence[StepRow], *, num_neurons: int, num_bytes: int, dense_bytes: int
+    spec: ModelSpec, rows: Sequence[StepRow], *, executed: FfnWork, dense: FfnWork, planned: Sequence[FfnWork]
 ) -> list[StepCost]:
-    """Costs in the order of the rows.
-
-    `num_neurons` neurons were computed per token and `num_bytes` FFN weight bytes read, over all layers; a dense step
-    reads `dense_bytes`.
-    """
-    computed, dense = split_evenly(num_bytes, len(rows)), split_evenly(dense_bytes, len(rows))
+    """Costs in the order of the rows: the whole step's work, a dense step's, and that of each row's plan alone."""
     return [
-        _row_cost(spec, row, num_neurons=num_neurons, num_bytes=computed[index], dense_bytes=dense[index])
-        for index, row in enumerate(rows)
+        _row_cost(spec, row, *(_share(work, index, len(rows)) for work in (executed, dense, plan)))
+        for index, (row, plan) in enumerate(zip(rows, planned, strict=True))
     ]
 
 
-def split_evenly(total: int, parts: int) -> list[int]:
-    """`parts` integers that differ by at most one and sum to `total`."""
-    bounds = [total * index // parts for index in range(parts + 1)]
-    return [end - start for start, end in pairwise(bounds)]
+def share_of(total: int, index: int, parts: int) -> int:
+    """The index-th of `parts` integers that differ by at most one and sum to `total`.
+
+    Of two totals the larger one has no smaller share anywhere, so nothing computed exceeds its dense counterpart.
+    """
+    quotient, remainder = divmod(total, parts)
+    return quotient + (index < remainder)
 
 
-def _row_cost(spec: ModelSpec, row: StepRow, *, num_neurons: int, num_bytes: int, dense_bytes: int) -> StepCost:
+def _share(work: FfnWork, index: int, parts: int) -> FfnWork:
+    return FfnWork(work.num_neurons, share_of(work.num_bytes, index, parts))
+
+
+def _row_cost(spec: ModelSpec, row: StepRow, executed: FfnWork, dense: FfnWork, planned: FfnWork) -> StepCost:
     num_tokens = len(row.token_ids)
     per_layer = projection_flops(spec, num_tokens) + attention_flops(spec, num_tokens, row.start + num_tokens)
     other = spec.num_layers * per_layer + lm_head_flops(spec, 0 if row.sample is None else 1)
-    ffn_computed = ffn_flops(spec, num_tokens, num_neurons)
-    ffn_dense = ffn_flops(spec, num_tokens, spec.num_layers * spec.intermediate_size)
+    ffn_computed = ffn_flops(spec, num_tokens, executed.num_neurons)
+    ffn_dense = ffn_flops(spec, num_tokens, dense.num_neurons)
     return StepCost(
         flops_dense=other + ffn_dense,
         flops_computed=other + ffn_computed,
         ffn_flops_dense=ffn_dense,
         ffn_flops_computed=ffn_computed,
-        ffn_bytes_dense=dense_bytes,
-        ffn_bytes_computed=num_bytes,
+        ffn_bytes_dense=dense.num_bytes,
+        ffn_bytes_computed=executed.num_bytes,
+        ffn_flops_planned=ffn_flops(spec, num_tokens, planned.num_neurons),
+        ffn_bytes_planned=planned.num_bytes,
     )

@@ -18,6 +18,7 @@ from glass_core.runners.checks import block_problem, check_rows, statistics_prob
 from glass_core.runners.native.checkpoint_image import open_or_make_image
 from glass_core.runners.native.costs import row_costs
 from glass_core.runners.native.extension import load_extension
+from glass_core.runners.native.ffn_work import FfnWork, dense_work
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.plan_keys import PlanKeys
 from glass_core.runners.native.rope import RopeFrequencies
@@ -60,10 +61,10 @@ class NativeRunner:
         threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
         chosen = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
         self._model: NativeModel | None = _open_model(header, (threads, self.num_kv_blocks, cache.block_size), chosen)
-        self._plans = PlanKeys(self._model, header.spec)
+        self._plans = PlanKeys(self._model, header)
         self._rope = RopeFrequencies(header.spec)
         self._magnitudes: Floats | None = None
-        self._dense_bytes = _ffn_bytes(header)
+        self._dense_work = dense_work(header)
         self.isa = self._model.isa
 
     @property
@@ -110,7 +111,7 @@ class NativeRunner:
         output, collected = self._step(rows, [int(row.sample is not None) for row in rows])
         best, finite, logits, num_neurons, num_bytes = output
         drawn = _draw(rows, best, finite, logits)
-        costs = row_costs(self.spec, rows, num_neurons=num_neurons, num_bytes=num_bytes, dense_bytes=self._dense_bytes)
+        costs = self._costs(rows, FfnWork(num_neurons, num_bytes))
         return StepResult(
             tuple(
                 _row_result(row, cost, drawn.get(row.sequence_id), collected.get(row.sequence_id))
@@ -135,7 +136,7 @@ class NativeRunner:
 
     def close(self) -> None:
         """Unmap everything. No step can be run afterwards."""
-        self._plans = PlanKeys(None, self.spec)
+        self._plans = PlanKeys(None, self._header)
         self._model = None
 
     def _open(self) -> NativeModel:
@@ -155,6 +156,11 @@ class NativeRunner:
         except ValueError as error:
             raise EngineFailureError(f"the native step refused its input: {error}") from error
 
+    def _costs(self, rows: Sequence[StepRow], executed: FfnWork) -> list[StepCost]:
+        dense = self._dense_work
+        planned = [dense if row.plan is None else self._plans.find(row.sequence_id, row.plan).work for row in rows]
+        return row_costs(self.spec, rows, executed=executed, dense=dense, planned=planned)
+
     def _arrays(self, rows: Sequence[StepRow], num_logits: Sequence[int]) -> tuple[Indices, Indices, Indices]:
         """Tokens, blocks and layout of the rows as the extension takes them."""
         tokens: list[int] = []
@@ -163,7 +169,7 @@ class NativeRunner:
         for row, wanted in zip(rows, num_logits, strict=True):
             tokens += row.token_ids
             blocks += row.block_table
-            plan = -1 if row.plan is None else self._plans.key(row.sequence_id, row.plan)
+            plan = -1 if row.plan is None else self._plans.find(row.sequence_id, row.plan).key
             layout.append(
                 (
                     row.start,
@@ -222,12 +228,6 @@ def _num_blocks(spec: ModelSpec, cache: CacheConfig) -> int:
 def kv_block_bytes(spec: ModelSpec, block_size: int) -> int:
     """Bytes of the keys and values of `block_size` positions, in all layers."""
     return 2 * spec.num_layers * block_size * spec.kv_size * KV_BYTES
-
-
-def _ffn_bytes(header: ImageHeader) -> int:
-    """Bytes of all neuron records and down scales: what a dense step reads."""
-    suffixes = (".ffn", ".ffn_down_scales")
-    return sum(tensor.num_bytes for name, tensor in header.tensors.items() if name.endswith(suffixes))
 
 
 def _open_model(header: ImageHeader, sizes: tuple[int, int, int], isa: str) -> NativeModel:

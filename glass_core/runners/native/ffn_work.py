@@ -1,0 +1,49 @@
+"""How much FFN work a step over given neurons is, from a weight image's real sizes.
+
+One place for the count that the extension makes of what it executed, the count of what a plan alone would take, and
+the bench's rooflines. Bytes are those of the neurons' records and of the scale vectors of every group of 32 neurons
+that has one of them, padding included.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from glass_core.runners.native.image import ImageHeader
+from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
+
+DOWN_GROUP = 32  # neurons that share one row of down_proj's scales
+
+
+@dataclass(frozen=True, slots=True)
+class FfnWork:
+    """Neurons computed per token, and weight bytes read for all tokens together; both summed over the layers."""
+
+    num_neurons: int
+    num_bytes: int
+
+
+def dense_work(header: ImageHeader) -> FfnWork:
+    """Of a step that needs every neuron."""
+    spec = header.spec
+    num_bytes = sum(layer_bytes(header, layer, None) for layer in range(spec.num_layers))
+    return FfnWork(spec.num_layers * spec.intermediate_size, num_bytes)
+
+
+def plan_work(header: ImageHeader, plan: SparsityPlan) -> FfnWork:
+    """Of a step whose rows all run under this plan."""
+    num_bytes = sum(layer_bytes(header, layer, neurons) for layer, neurons in enumerate(plan.neurons))
+    return FfnWork(sum(plan.budgets), num_bytes)
+
+
+def layer_bytes(header: ImageHeader, layer: int, neurons: NeuronIndices | None) -> int:
+    """Weight bytes of these neurons of one layer, ascending; None = all of them."""
+    records, scales = header.tensors[f"layers.{layer}.ffn"], header.tensors.get(f"layers.{layer}.ffn_down_scales")
+    if neurons is None:
+        return records.num_bytes + (0 if scales is None else scales.num_bytes)
+    return len(neurons) * records.row_bytes + (0 if scales is None else _num_groups(neurons) * scales.row_bytes)
+
+
+def _num_groups(neurons: NeuronIndices) -> int:
+    groups = neurons // DOWN_GROUP
+    return int(np.count_nonzero(groups[1:] != groups[:-1])) + min(len(groups), 1)
