@@ -25,6 +25,9 @@ REQUIRED_METRICS = (
     "glass_admission_rejections_total",
     "glass_num_preemptions_total",
     "glass_ffn_bytes_skipped_total",
+    "glass_prefix_cache_hits_total",
+    "glass_prefix_cache_queries_total",
+    "glass_view_bytes_used",
 )
 
 
@@ -41,6 +44,13 @@ def test_every_expression_is_found_once(dashboard: dict[str, Any]) -> None:
 @pytest.mark.parametrize("metric", REQUIRED_METRICS)
 def test_shows(dashboard: dict[str, Any], metric: str) -> None:
     assert any(metric in expression for expression in grafana.expressions(dashboard).values())
+
+
+@pytest.mark.parametrize("what", ["flops", "ffn_flops", "ffn_bytes"])
+def test_executed_planned_and_dense_are_side_by_side(dashboard: dict[str, Any], what: str) -> None:
+    counts = {f"glass_{what}_{count}_total" for count in ("dense", "computed", "planned")}
+    shown = [" ".join(target["expr"] for target in panel["targets"]) for panel in grafana.panels(dashboard)]
+    assert any(all(metric in expressions for metric in counts) for expressions in shown)
 
 
 @pytest.mark.parametrize(
