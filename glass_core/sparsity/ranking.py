@@ -8,12 +8,15 @@ Why ranks may be averaged: see each ranking as a noisy copy of one true ranking,
 P(r) ~ exp(-theta * d(r, true)) with Spearman's distance d = sum_j (r[j] - true[j])^2. The true ranking of highest
 posterior is then the order of theta_L * r_L + theta_G * r_G, so lambda = theta_G / (theta_L + theta_G): our trust.
 
-Sorting packs (score, index) into one 64-bit integer: keys are unique, so the fast unstable sort is deterministic
-(20x faster than numpy's stable argsort, and selection stands between a prompt and its first sparse token).
+Sorting packs (score, index) into one integer: keys are unique, so the fast unstable sort is deterministic. Sorting such
+keys takes a third of the time of sorting indices by their scores, and all layers go through every numpy call together:
+selection stands between a prompt and its first sparse token.
 """
 
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +24,9 @@ import numpy.typing as npt
 from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.plan import NeuronIndices
 
-Ranks = npt.NDArray[np.int64]
-Scores = npt.NDArray[np.int64]
+Ranks = npt.NDArray[np.int32]
+Scores = npt.NDArray[np.integer[Any]]
+Keys = npt.NDArray[np.unsignedinteger[Any]]
 
 # lambda is taken as the nearest fraction with at most this denominator: 0.3 is exactly 3/10, so neurons that tie on
 # paper tie here too, where floating point would break the tie by its rounding error.
@@ -43,10 +47,12 @@ def ranks(values: FloatArray) -> Ranks:
     if not np.isfinite(values).all():
         layers = np.flatnonzero(~np.isfinite(values).all(axis=1))
         raise ValueError(f"statistics of layer(s) {', '.join(map(str, layers))} contain NaN or infinity")
-    order = _descending(_order_preserving_integers(values))
-    num_neurons = values.shape[1]
-    result = np.empty(values.shape, np.int64)
-    np.put_along_axis(result, order, np.arange(num_neurons - 1, -1, -1)[np.newaxis, :], axis=1)
+    keys = _unique_keys(_order_preserving_integers(values)).astype(np.uint64, copy=False)
+    keys.sort(axis=1)
+    ascending = np.arange(values.shape[1], dtype=np.int32)
+    result = np.empty(values.shape, np.int32)
+    for row, order in zip(result, _indices(keys), strict=True):  # faster than one assignment with two index arrays
+        row[order] = ascending
     return result
 
 
@@ -55,51 +61,82 @@ def fuse(local_ranks: Ranks, global_ranks: Ranks, lambdas: Sequence[float]) -> S
 
     Scores are integers: layer l's are scaled by the denominator of lambdas[l], which changes no order within a layer.
     """
-    fractions = [Fraction(value).limit_denominator(MAX_LAMBDA_DENOMINATOR) for value in lambdas]
-    global_weight = np.array([[f.numerator] for f in fractions], np.int64)
-    local_weight = np.array([[f.denominator - f.numerator] for f in fractions], np.int64)
-    return local_weight * local_ranks + global_weight * global_ranks
+    exact = {value: Fraction(value).limit_denominator(MAX_LAMBDA_DENOMINATOR) for value in set(lambdas)}
+    fractions = [exact[value] for value in lambdas]
+    highest = max(fraction.denominator for fraction in fractions) * local_ranks.shape[1]
+    kind = np.int32 if highest < 1 << 31 else np.int64
+    local_weight = np.array([[f.denominator - f.numerator] for f in fractions], kind)
+    scores: Scores = np.multiply(local_ranks, local_weight, dtype=kind)
+    scores += np.multiply(global_ranks, np.array([[f.numerator] for f in fractions], kind), dtype=kind)
+    return scores
 
 
 def top_k(scores: Scores, budgets: Sequence[int]) -> tuple[NeuronIndices, ...]:
-    """The `budgets[l]` best neurons of each layer, ties to the lower index; indices int32, ascending, read-only."""
-    order = _descending(scores)
-    return tuple(_frozen(np.sort(row[:budget])) for row, budget in zip(order, budgets, strict=True))
+    """The `budgets[l]` best neurons of each layer, ties to the lower index; indices int32, ascending, read-only.
+
+    The layers' arrays are slices of one. Raises ValueError when a budget is not in [0, m] or a layer has none.
+    """
+    num_layers, num_neurons = scores.shape
+    counts = np.asarray(budgets, np.int64)
+    if counts.shape != (num_layers,) or (counts < 0).any() or (counts > num_neurons).any():
+        raise ValueError(f"expected {num_layers} budgets in [0, {num_neurons}], got {list(budgets)}")
+    keys = _unique_keys(scores)
+    # the lowest kept key of every layer; a layer without any takes the highest, and drops it again
+    places = np.minimum(num_neurons - counts, num_neurons - 1)[:, np.newaxis]
+    lowest = np.take_along_axis(np.sort(keys, axis=1), places, axis=1)
+    kept = (keys >= lowest) & (counts > 0)[:, np.newaxis]
+    starts = np.arange(num_layers) * num_neurons
+    neurons = (np.flatnonzero(kept) - np.repeat(starts, counts)).astype(np.int32)
+    neurons.setflags(write=False)
+    ends = np.cumsum(counts).tolist()
+    return tuple(neurons[start:end] for start, end in pairwise((0, *ends)))
 
 
 def share_within_top_k(neurons: Sequence[NeuronIndices], reference: Ranks) -> float:
     """Share of the chosen `neurons` that the ranking `reference` (num_layers, m) would also keep at equal budgets."""
-    num_neurons = reference.shape[1]
-    shared = sum(
-        int(np.count_nonzero(row[indices] >= num_neurons - len(indices)))
-        for row, indices in zip(reference, neurons, strict=True)
-    )
-    return shared / sum(len(indices) for indices in neurons)
+    num_layers, num_neurons = reference.shape
+    counts = np.array([len(indices) for indices in neurons], np.int32)
+    would_keep = reference >= (num_neurons - counts)[:, np.newaxis]
+    chosen = np.concatenate(neurons) + np.repeat(np.arange(num_layers) * num_neurons, counts)
+    return int(np.count_nonzero(would_keep.ravel().take(chosen))) / len(chosen)
 
 
-def _order_preserving_integers(values: FloatArray) -> Scores:
-    """Integers in [0, 2^32) that compare as the finite float32 values do.
+def _order_preserving_integers(values: FloatArray) -> npt.NDArray[np.uint32]:
+    """Integers that compare as the finite float32 values do.
 
     IEEE 754 bit patterns of positive numbers grow with the number; those of negative numbers shrink.
     """
     bits = (values + np.float32(0.0)).view(np.uint32)  # -0.0 + 0.0 = 0.0: the two zeros are one value
-    return np.where(bits & _SIGN_BIT, ~bits, bits | _SIGN_BIT).astype(np.int64)
+    flips = (bits.view(np.int32) >> 31).view(np.uint32)  # all bits of a negative number, the sign bit of the others
+    flips |= _SIGN_BIT
+    bits ^= flips
+    return bits
 
 
-def _descending(scores: Scores) -> npt.NDArray[np.int64]:
-    """Indices of each row of `scores` (num_layers, m), integers in [0, 2^40), best first, ties by lower index."""
+def _unique_keys(scores: Scores) -> Keys:
+    """Keys (num_layers, m) that compare like the scores, integers in [0, 2^40); of equals, the lower index wins."""
     num_neurons = scores.shape[1]
     if num_neurons > 1 << _INDEX_BITS:
         raise ValueError(f"at most {1 << _INDEX_BITS} neurons per layer can be ranked, got {num_neurons}")
-    highest = (1 << _SCORE_BITS) - 1
-    if scores.size and (scores.min() < 0 or scores.max() > highest):
-        raise ValueError(f"scores must lie in [0, {highest}], got {scores.min()} to {scores.max()}")
-    packed = ((highest - scores).astype(np.uint64) << np.uint64(_INDEX_BITS)) | np.arange(num_neurons, dtype=np.uint64)
-    packed.sort(axis=1)
-    return (packed & np.uint64((1 << _INDEX_BITS) - 1)).astype(np.int64)
+    lowest, highest = int(scores.min(initial=0)), int(scores.max(initial=0))
+    if lowest < 0 or highest >= 1 << _SCORE_BITS:
+        raise ValueError(f"scores must lie in [0, {(1 << _SCORE_BITS) - 1}], got {lowest} to {highest}")
+    index_mask = _index_mask(num_neurons)
+    # fused ranks are small: half the bytes sort in half the time
+    kind = np.uint32 if (highest + 1) * (index_mask + 1) <= 1 << 32 else np.uint64
+    keys: Keys = scores.astype(kind)
+    keys *= kind(index_mask + 1)
+    keys |= np.arange(index_mask, index_mask - num_neurons, -1, dtype=kind)
+    return keys
 
 
-def _frozen(indices: npt.NDArray[np.int64]) -> NeuronIndices:
-    neurons = indices.astype(np.int32)
-    neurons.setflags(write=False)
-    return neurons
+def _indices(keys: Keys) -> npt.NDArray[np.int64]:
+    """The indices within a layer that 64-bit keys were made from; the keys are overwritten."""
+    np.invert(keys, out=keys)
+    keys &= keys.dtype.type(_index_mask(keys.shape[1]))
+    return keys.view(np.int64)
+
+
+def _index_mask(num_neurons: int) -> int:
+    """All bits that an index within a layer may have."""
+    return (1 << (num_neurons - 1).bit_length()) - 1

@@ -4,6 +4,7 @@ Rank both sides, fuse them by lambda, keep each layer's budget. The model's side
 """
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from glass_core.api import DENSE_METHOD, MAX_SPARSITY, SparsityParams
 from glass_core.errors import ArtifactMismatchError, EngineFailureError, InvalidRequestError, MissingStatisticsError
@@ -18,11 +19,12 @@ from glass_core.sparsity.budget import (
 )
 from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
-from glass_core.sparsity.ranking import Ranks, fuse, ranks, share_within_top_k, top_k
+from glass_core.sparsity.ranking import Ranks, Scores, fuse, ranks, share_within_top_k, top_k
 from glass_core.sparsity.selectors import load_selectors
 from glass_core.sparsity.selectors.base import ModelEvidence, Need, PromptEvidence, Selector
 
 DEFAULT_LAMBDA = 0.5
+NUM_REMEMBERED_BUDGETS = 64
 
 _HOW_TO_MEASURE = {
     Need.ACTIVATION: "activation statistics: `glass calibrate MODEL` makes them",
@@ -55,6 +57,8 @@ class PlanSelector:
         self._model = ModelEvidence(statistics, magnitudes)
         self._unavailable = _unavailable_methods(self._selectors, self._model)
         self._profiles = _available_profiles(num_layers, statistics)
+        # a request asks for its budgets several times, and a server's requests are mostly alike
+        self._budgets = lru_cache(maxsize=NUM_REMEMBERED_BUDGETS)(self._shared_budgets)
         self._model_ranks: dict[str, Ranks] = {}
         self._reference = None if statistics is None else ranks(statistics.activation_l1)
 
@@ -103,8 +107,7 @@ class PlanSelector:
         self.check(params)
         if params.is_dense:
             return None
-        budgets = layer_budgets(params.density, self._profiles[params.profile], self._shape[1])
-        return None if sum(budgets) == self._shape[0] * self._shape[1] else budgets
+        return self._budgets(params.density, params.profile)
 
     def effective_lambda(self, params: SparsityParams) -> float | None:
         """The lambda that counts (mean over layers where the profile has its own); None when nothing is fused."""
@@ -136,7 +139,11 @@ class PlanSelector:
             global_overlap=None if self._reference is None else share_within_top_k(neurons, self._reference),
         )
 
-    def _scores(self, params: SparsityParams, local: LocalStatistics) -> Ranks:
+    def _shared_budgets(self, density: float, profile: str) -> tuple[int, ...] | None:
+        budgets = layer_budgets(density, self._profiles[profile], self._shape[1])
+        return None if sum(budgets) == self._shape[0] * self._shape[1] else budgets
+
+    def _scores(self, params: SparsityParams, local: LocalStatistics) -> Scores:
         """Ranks, or fused ranks, of every neuron (num_layers, m)."""
         prompt_side = self._rank_prompt(params, local)
         model_side = self._rank_model(params.method)

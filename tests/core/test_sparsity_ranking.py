@@ -110,6 +110,23 @@ def test_too_many_neurons_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_largest_model_and_the_finest_lambda_fit_the_packed_key() -> None:
     num_neurons = 1 << 20
-    local = np.arange(num_neurons)[np.newaxis, :]
+    local = np.arange(num_neurons, dtype=np.int32)[np.newaxis, :]
     fused = fuse(local, local[:, ::-1], [0.499999])
     assert top_k(fused, [2])[0].tolist() == [num_neurons - 2, num_neurons - 1]
+
+
+@property_test
+@given(st.data(), st.sampled_from([1, 1 << 20, 1 << 36]))
+def test_top_k_of_small_and_large_scores_is_the_same_selection(data: st.DataObject, scale: int) -> None:
+    num_neurons = data.draw(st.integers(1, 12))
+    scores = np.array([[data.draw(st.integers(0, 9)) for _ in range(num_neurons)] for _ in range(2)])
+    budgets = [data.draw(st.integers(0, num_neurons)) for _ in range(2)]
+    chosen = top_k(scores * scale, budgets)
+    for row, indices, budget in zip(scores, chosen, budgets, strict=True):
+        assert indices.tolist() == sorted(best_first([Fraction(int(score)) for score in row])[:budget])
+
+
+@pytest.mark.parametrize("budgets", [[3], [1, 1], [-1]])
+def test_budgets_that_cannot_be_are_refused(budgets: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"expected 1 budgets in \[0, 2\]"):
+        top_k(np.array([[0, 1]]), budgets)
