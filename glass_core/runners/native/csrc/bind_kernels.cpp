@@ -4,12 +4,14 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "kernels/kernels.h"
@@ -135,6 +137,12 @@ Out<float, 2> accumulate_down(const std::string& isa, const std::string& format_
 void bind_kernels(nb::module_& parent) {
     nb::module_ m = parent.def_submodule("kernels", "Every kernel of every instruction set, for tests.");
     m.def("available_isas", &available_isas);
+    m.def("isa_states", [] {
+        std::vector<std::tuple<std::string, std::string, bool>> states;
+        for (const IsaState& state : isa_states()) states.emplace_back(state.name, state.problem, state.defective);
+        return states;
+    });
+    m.def("choose_isa", [](const std::string& isa) { return std::string(choose_kernels(isa).name); }, nb::arg("isa"));
     m.def("quantize", &quantize, nb::arg("isa"), nb::arg("x"), nb::arg("cols_padded"));
     m.def("dot_rows", &dot_rows, nb::arg("isa"), nb::arg("format"), nb::arg("packed"), nb::arg("index").none(),
           nb::arg("first"), nb::arg("n"), nb::arg("values"), nb::arg("codes"), nb::arg("scales"), nb::arg("sums"));

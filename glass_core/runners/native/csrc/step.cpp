@@ -17,17 +17,6 @@ constexpr int32_t kRowsPerTurn = 16;         // threads get whole multiples of t
 constexpr int32_t kQkvParts = 2;
 constexpr int64_t kSerialElements = 1 << 13;  // below this a hand-over to other threads costs more than it saves
 
-const Kernels& choose_kernels(const std::string& isa) {
-    const std::string name = isa.empty() ? available_isas().front() : isa;
-    const Kernels* kernels = find_kernels(name);
-    if (kernels == nullptr) {
-        std::string known;
-        for (const std::string& available : available_isas()) known += (known.empty() ? "" : ", ") + available;
-        throw std::invalid_argument("instruction set '" + name + "' is not available here; available: " + known);
-    }
-    return *kernels;
-}
-
 ModelShape checked(const ModelShape& shape) {
     shape.check();
     return shape;

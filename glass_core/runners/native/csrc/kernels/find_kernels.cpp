@@ -1,74 +1,73 @@
-// Which kernel tables this build holds and this CPU can run.
+// Which kernel tables this build holds, which of them can be used here, and the choice among them.
 #include <cstdlib>
+#include <iterator>
 #include <memory>
+#include <mutex>
 #include <new>
+#include <stdexcept>
 
+#include "check_kernels.h"
 #include "common.h"
+#include "cpu_features.h"
 #include "tables.h"
-
-#if defined(GLASS_HAVE_NEON_DOTPROD)
-#include <sys/auxv.h>
-#ifndef HWCAP_ASIMDDP
-#define HWCAP_ASIMDDP (1 << 20)
-#endif
-#endif
-#if defined(GLASS_HAVE_AVX2) || defined(GLASS_HAVE_AVX2_VNNI)
-#include <cpuid.h>
-#endif
 
 namespace glass {
 namespace {
 
 struct Candidate {
     const Kernels* table;
-    bool (*supported)();
+    const char* (*problem)();
 };
-
-#if defined(GLASS_HAVE_AVX512_VNNI)
-bool has_avx512_vnni() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-           __builtin_cpu_supports("avx512vnni");
-}
-#endif
-
-#if defined(GLASS_HAVE_AVX2) || defined(GLASS_HAVE_AVX2_VNNI)
-bool has_f16c() {
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
-}
-
-// __builtin_cpu_supports("avx2") also says that the operating system saves the wide registers
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c(); }
-#endif
-
-#if defined(GLASS_HAVE_AVX2_VNNI)
-// GCC 12's __builtin_cpu_supports has no name for AVX-VNNI: CPUID leaf 7, subleaf 1, EAX bit 4.
-bool has_avx2_vnni() {
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0 && (eax & (1u << 4)) != 0;
-}
-#endif
-
-#if defined(GLASS_HAVE_NEON_DOTPROD)
-bool has_dotprod() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0; }
-#endif
 
 const Candidate kCandidates[] = {
+#if defined(GLASS_HAVE_AMX_INT8)
+    {&kAmxInt8Kernels, amx_int8_problem},
+#endif
 #if defined(GLASS_HAVE_AVX512_VNNI)
-    {&kAvx512VnniKernels, has_avx512_vnni},
+    {&kAvx512VnniKernels, avx512_vnni_problem},
 #endif
 #if defined(GLASS_HAVE_AVX2_VNNI)
-    {&kAvx2VnniKernels, has_avx2_vnni},
+    {&kAvx2VnniKernels, avx2_vnni_problem},
 #endif
 #if defined(GLASS_HAVE_AVX2)
-    {&kAvx2Kernels, has_avx2},
+    {&kAvx2Kernels, avx2_problem},
+#endif
+#if defined(GLASS_HAVE_NEON_I8MM)
+    {&kNeonI8mmKernels, neon_i8mm_problem},
 #endif
 #if defined(GLASS_HAVE_NEON_DOTPROD)
-    {&kNeonDotprodKernels, has_dotprod},
+    {&kNeonDotprodKernels, neon_dotprod_problem},
 #endif
-    {&kPortableKernels, [] { return true; }},
+    {&kPortableKernels, []() -> const char* { return nullptr; }},
 };
+constexpr size_t kNumCandidates = std::size(kCandidates);
+
+IsaState examine(const Candidate& candidate) {
+    const std::string name = candidate.table->name;
+    if (const char* problem = candidate.problem()) return {name, problem, false};
+    const char* defect = candidate.table == &kPortableKernels ? nullptr : find_defect(*candidate.table);
+    if (defect == nullptr) return {name, "", false};
+    return {name, std::string("its kernels failed their check: ") + defect + " computes wrong results", true};
+}
+
+// A candidate is examined once: its check runs its kernels.
+const IsaState& state_of(size_t i) {
+    static std::once_flag once[kNumCandidates];
+    static IsaState states[kNumCandidates];
+    std::call_once(once[i], [i] { states[i] = examine(kCandidates[i]); });
+    return states[i];
+}
+
+bool usable(size_t i) { return state_of(i).problem.empty(); }
+
+std::string describe_states() {
+    std::string available, missing;
+    for (const IsaState& state : isa_states()) {
+        std::string& list = state.problem.empty() ? available : missing;
+        list += (list.empty() ? "" : ", ") + state.name + (state.problem.empty() ? "" : " (" + state.problem + ")");
+    }
+    return "available: " + available + (missing.empty() ? "" : "; not available: " + missing);
+}
 
 struct Free {
     void operator()(void* block) const { std::free(block); }
@@ -76,19 +75,33 @@ struct Free {
 
 }  // namespace
 
-const Kernels* find_kernels(std::string_view isa) {
-    for (const Candidate& candidate : kCandidates) {
-        if (isa == candidate.table->name) return candidate.supported() ? candidate.table : nullptr;
-    }
-    return nullptr;
+std::vector<IsaState> isa_states() {
+    std::vector<IsaState> states;
+    for (size_t i = 0; i < kNumCandidates; ++i) states.push_back(state_of(i));
+    return states;
 }
 
 std::vector<std::string> available_isas() {
     std::vector<std::string> names;
-    for (const Candidate& candidate : kCandidates) {
-        if (candidate.supported()) names.emplace_back(candidate.table->name);
+    for (const IsaState& state : isa_states()) {
+        if (state.problem.empty()) names.push_back(state.name);
     }
     return names;
+}
+
+const Kernels* find_kernels(std::string_view isa) {
+    for (size_t i = 0; i < kNumCandidates; ++i) {
+        if (isa == kCandidates[i].table->name) return usable(i) ? kCandidates[i].table : nullptr;
+    }
+    return nullptr;
+}
+
+const Kernels& choose_kernels(const std::string& isa) {
+    if (const Kernels* kernels = find_kernels(isa)) return *kernels;
+    if (!isa.empty()) throw std::invalid_argument("instruction set '" + isa + "' cannot be used; " + describe_states());
+    size_t best = 0;
+    while (!usable(best)) ++best;
+    return *kCandidates[best].table;
 }
 
 void* kernel_scratch(size_t bytes) {

@@ -1,5 +1,5 @@
-// The arithmetic of the native runner: dot products with packed weight rows, the neuron-major down projection and
-// the two attention primitives, one table of functions per instruction set (ISA).
+// The arithmetic of the native runner: dot products with packed weight rows and the neuron-major down projection, one
+// table of functions per instruction set (ISA).
 //
 // Contract shared by every table:
 // * A row t of the activations gets the same bits whatever T is and whatever the other rows hold, so a batch of N
@@ -81,10 +81,26 @@ struct Kernels {
 // 127 * 128: a 15-bit number that splits into two signed bytes, high*128 + low.
 inline constexpr int32_t kDownSteps = 16256;
 
-// nullptr when this build or this CPU lacks the ISA.
+// An instruction set this build has kernels for. `problem` is empty when they can be used and else says why not:
+// the processor or the operating system lacks it, or (`defective`) the kernels failed their known-answer check.
+struct IsaState {
+    std::string name;
+    std::string problem;
+    bool defective;
+};
+
+// Best first; ends in "portable", which can always be used. A check runs when its kernels are first asked about, and
+// once: asking for one ISA by name runs nothing of the others.
+std::vector<IsaState> isa_states();
+
+// Those that can be used, best first.
+std::vector<std::string> available_isas();
+
+// nullptr when this build does not have the ISA or it cannot be used.
 const Kernels* find_kernels(std::string_view isa);
 
-// Best first; ends in "portable", which is always there.
-std::vector<std::string> available_isas();
+// The named kernels, or the best where no name is given. Throws std::invalid_argument with what can be used, and why
+// the rest cannot, when the named ones cannot.
+const Kernels& choose_kernels(const std::string& isa);
 
 }  // namespace glass

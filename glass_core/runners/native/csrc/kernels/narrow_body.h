@@ -1,5 +1,5 @@
 // The kernels for 128- and 256-bit vectors, written once over the primitives of an instruction set. A kernel file
-// defines `struct P` (see kernels_avx2.cpp's avx2_primitives.h, kernels_neon_dotprod.cpp) before it includes this:
+// defines `struct P` (see avx2_primitives.h, neon_primitives.h) before it includes this:
 //
 //   kLanes; F (floats), I (int32), Codes (32 signed or unsigned bytes), Pair (two neurons' codes for 16 outputs)
 //   F zero(), set1(float), load(const float*), load_bf16(const uint8_t*), load_half(const uint16_t*),

@@ -6,9 +6,11 @@
 namespace glass {
 
 extern const Kernels kPortableKernels;
+extern const Kernels kAmxInt8Kernels;
 extern const Kernels kAvx512VnniKernels;
 extern const Kernels kAvx2Kernels;
 extern const Kernels kAvx2VnniKernels;
 extern const Kernels kNeonDotprodKernels;
+extern const Kernels kNeonI8mmKernels;
 
 }  // namespace glass
