@@ -69,13 +69,17 @@ class SparsityParams:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One sequence to generate. Immutable; what was asked."""
+    """One sequence to generate. Immutable; what was asked.
+
+    Only requests of the same `cache_salt` (None is one too) reuse each other's prompts in the prefix cache.
+    """
 
     request_id: str
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     sparsity: SparsityParams
     arrival_time: float
+    cache_salt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

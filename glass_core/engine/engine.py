@@ -108,7 +108,7 @@ class Engine:
             request,
             is_sparse=budgets is not None,
             view_bytes=self._view_bytes(budgets),
-            block_keys=self._block_keys(request.prompt_token_ids),
+            block_keys=self._block_keys(request),
         )
         self._sequences[sequence.id] = sequence
         self._scheduler.add(sequence)
@@ -164,10 +164,14 @@ class Engine:
     def _view_bytes(self, budgets: tuple[int, ...] | None) -> int:
         return 0 if budgets is None else self._runner.view_bytes(budgets)
 
-    def _block_keys(self, prompt: tuple[int, ...]) -> tuple[bytes, ...]:
+    def _block_keys(self, request: GenerationRequest) -> tuple[bytes, ...]:
         if not self.config.cache.enable_prefix_caching:
             return ()
-        return block_keys(prompt, self._allocator.block_size, salt=_rope_salt(self._runner.spec, len(prompt)))
+        prompt = request.prompt_token_ids
+        salt = _rope_salt(self._runner.spec, len(prompt))
+        if request.cache_salt is not None:
+            salt += b"|" + request.cache_salt.encode("utf-8", "surrogatepass")  # the first part has digits only
+        return block_keys(prompt, self._allocator.block_size, salt=salt)
 
     def _execute(self, chunks: tuple[Chunk, ...]) -> tuple[RowResult, ...]:
         now = time.monotonic()

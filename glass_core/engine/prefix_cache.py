@@ -2,7 +2,8 @@
 
 A full block of prompt tokens has a key: a hash of its tokens and of the key of the block before it, so equal keys mean
 equal tokens from the start. Only prompts are cached, because they run densely whatever the request's sparsity; keys
-and values of generated tokens come from a pruned model and belong to their sequence alone.
+and values of generated tokens come from a pruned model and belong to their sequence alone. The chain begins with a
+salt: prompts of different salts never meet, neither in blocks nor in snapshots nor in the wait for one being computed.
 
 A request that selects neurons needs more than keys and values: the statistics of all its prompt tokens, bit for bit
 those that it would collect itself. The cache therefore keeps snapshots of the running sums (see `runners/base.py`) at

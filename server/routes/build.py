@@ -73,6 +73,7 @@ class RequestBuilder:
             sampling=self._sampling(len(prompt), seed),
             sparsity=self._sparsity(seed),
             arrival_time=self.arrival_time,
+            cache_salt=self.body.cache_salt,
         )
 
     def _sampling(self, num_prompt: int, seed: int) -> SamplingParams:

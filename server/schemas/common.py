@@ -29,6 +29,7 @@ def _check_unicode(text: str) -> str:
 
 # JSON can spell half of a surrogate pair; no tokenizer accepts it
 Text = Annotated[str, AfterValidator(_check_unicode)]
+CacheSalt = Annotated[Text, Field(min_length=1, max_length=512)]
 StopString = Annotated[Text, Field(min_length=1)]
 IsNeutral = Callable[[Any], bool]
 
@@ -99,6 +100,11 @@ class GenerationFields(GlassFields):
     ignore_eos: bool | None = Field(None, description="generate max_tokens tokens whatever the model says (load tests)")
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
         None, description="shortest answer, in tokens"
+    )
+    cache_salt: CacheSalt | None = Field(
+        None,
+        description="only requests with the same salt share cached prompts, so that response times tell nobody else "
+        "what was asked; best a long random string per user",
     )
     user: str | None = Field(None, description="accepted and ignored")
     metadata: dict[str, Any] | None = Field(None, description="accepted and ignored")

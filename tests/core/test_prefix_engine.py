@@ -83,6 +83,30 @@ def test_the_next_turn_of_a_conversation_continues_where_the_prompt_ended() -> N
     assert server.cached([*prompt, *answer, 20, 21], sparse=True) == 8
 
 
+@pytest.mark.parametrize("sparsity", [DENSE, GRIFFIN], ids=["dense", "sparse"])
+def test_prompts_are_shared_within_a_salt_only(sparsity: SparsityParams) -> None:
+    """`ask` compares answer and statistics with those of an engine that has no cache."""
+    server = Server()
+    request = make_request("r", range(11), sparsity=sparsity)
+    salts = [None, "a", "b", "", "a", None, "b", "", "a|"]
+    cached = [server.ask(replace(request, cache_salt=salt)).num_cached_tokens for salt in salts]
+    assert cached == [0, 0, 0, 0, 8, 8, 8, 8, 0]
+    assert len(set(server.selector.plans)) == (0 if sparsity.is_dense else 1)
+
+
+def test_a_prompt_of_another_salt_is_not_waited_for() -> None:
+    server = Server()
+    requests = [
+        replace(make_request(name, range(18)), cache_salt=salt) for name, salt in zip("abc", "xyx", strict=True)
+    ]
+    for request in requests:
+        server.engine.add(request)
+    events = server.engine.step()
+    assert server.engine.stats().num_requests_running == 2, "the third waits for the first one's blocks"
+    events += run_to_end(server.engine)
+    assert [server.check(request, events).num_cached_tokens for request in requests] == [0, 0, 16]
+
+
 def test_generated_tokens_are_never_found() -> None:
     server = Server()
     for sparsity in (DENSE, GRIFFIN):

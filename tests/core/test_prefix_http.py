@@ -55,6 +55,16 @@ async def test_cached_tokens_are_reported_and_counted(model: Path, sparsity: flo
     assert 'glass_kv_cache_usage_ratio{model_name="tiny"} 0.0' in metrics
 
 
+async def test_another_salt_finds_nothing(model: Path) -> None:
+    bodies = [{**QUESTION, "glass_sparsity": 0.5, **salt} for salt in ({}, {"cache_salt": "x"}, {"cache_salt": "y"})]
+    answers, _ = await ask(model, [*bodies, *bodies], CacheConfig(block_size=4, kv_cache_bytes=1 << 20))
+    cached = [answer["usage"]["prompt_tokens_details"]["cached_tokens"] for answer in answers]
+    assert cached[:3] == [0, 0, 0]
+    assert min(cached[3:]) > 0
+    assert len({answer["choices"][0]["text"] for answer in answers}) == 1
+    assert len({(answer["glass"]["sparsity"], answer["glass"]["method"]) for answer in answers}) == 1
+
+
 async def test_without_the_cache_nothing_is_reported(model: Path) -> None:
     cache = CacheConfig(block_size=4, kv_cache_bytes=1 << 20, enable_prefix_caching=False)
     answers, metrics = await ask(model, [QUESTION, QUESTION], cache)

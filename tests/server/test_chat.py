@@ -12,7 +12,7 @@ from server.app import create_app
 from server.config import Settings
 from tests.fakes_engine import FakeEngineClient
 from tests.server.conftest import ANSWER
-from tests.server.wire import CHAT, HELLO, chat_text, events
+from tests.server.wire import CHAT, COMPLETIONS, HELLO, chat_text, events
 
 
 async def test_an_answer_has_text_usage_and_report(client: httpx.AsyncClient, engine: FakeEngineClient) -> None:
@@ -75,9 +75,16 @@ async def test_sampling_fields_reach_the_engine(client: httpx.AsyncClient, engin
         "ignore_eos": True,
     }
     await client.post(CHAT, json={**HELLO, **fields, "seed": 5, "max_completion_tokens": 9, "user": "u", "store": True})
+    assert engine.requests[0].cache_salt is None
     sampling = engine.requests[0].sampling
     assert {name: getattr(sampling, name) for name in fields} == fields
     assert (sampling.seed, sampling.max_tokens) == (5, 9)
+
+
+async def test_the_cache_salt_reaches_the_engine(client: httpx.AsyncClient, engine: FakeEngineClient) -> None:
+    await client.post(CHAT, json={**HELLO, "cache_salt": "tenant 1"})
+    await client.post(COMPLETIONS, json={"prompt": ["a", "b"], "cache_salt": "tenant 2"})
+    assert [request.cache_salt for request in engine.requests] == ["tenant 1", "tenant 2", "tenant 2"]
 
 
 async def test_defaults_are_openais(client: httpx.AsyncClient, engine: FakeEngineClient, text: TextProcessor) -> None:

@@ -80,6 +80,10 @@ NAN = float("nan")
         ({"stop": ["a"] * 4}, "stop"),
         ({"stop": "a" * 300}, "stop"),
         ({"stop": [1]}, "stop[0]"),
+        ({"cache_salt": ""}, "cache_salt"),
+        ({"cache_salt": 7}, "cache_salt"),
+        ({"cache_salt": "\ud800"}, "cache_salt"),
+        ({"cache_salt": "x" * 513}, "cache_salt"),
     ],
 )
 async def test_a_wrong_field_is_named(
