@@ -120,7 +120,7 @@ class StepCost:
     """Work really executed, next to what the same steps would have cost otherwise. FLOPs count a multiply-add as two.
 
     `*_dense` is the dense model on the same tokens; `*_computed` is what ran; `*_planned` is what each row's plan alone
-    would have cost. A runner that computes a batch for the union of its rows' plans executes more than planned. Bytes
+    would have cost. A runner that computes a batch's rows over the same neurons executes more than planned. Bytes
     that rows read together are shared between them in all three counts. Adds up: `a + b`.
     """
 

@@ -38,10 +38,10 @@ class GlassFields(BaseModel):
 
 
 class GlassReport(BaseModel):
-    """What GLASS really did, computed from the plan that was used. Requests that run together are computed for the
-    union of their plans, so more may have been computed than the plan alone asks for; `*_planned` says what that is.
-    With several choices, `flops_*` and `selection_seconds` are sums over them, the ratios follow from the sums, and the
-    rest is the first choice's."""
+    """What GLASS really did, computed from the plan that was used. Requests that run together may be computed over the
+    same neurons, more than the plan of one asks for; `*_planned` says what the plan alone takes. With several choices,
+    `flops_*` and `selection_seconds` are sums over them, the ratios follow from the sums, and the rest is the first
+    choice's."""
 
     method: str
     sparsity_requested: float = Field(description="what was asked")

@@ -21,8 +21,8 @@ from glass_core.config import CacheConfig, EngineConfig, SchedulerConfig
 from glass_core.engine.client import ThreadedEngineClient
 from glass_core.engine.engine import Engine
 from glass_core.runners.base import Runner, StepBatch, StepResult, StepRow
-from glass_core.runners.native import load as load_native_runner
-from glass_core.runners.native.checkpoint_image import make_image
+from glass_core.runners.native import NativeRunner
+from glass_core.runners.native.checkpoint_image import make_image, open_image
 from glass_core.runners.torch_runner import load
 from glass_core.sparsity.selection import PlanSelector
 from glass_core.text import load_text_processor
@@ -70,8 +70,9 @@ class CountedNativeRunner(CountingRunner):
     """Runs every step as asked, and each of its rows alone on a shadow, under its plan and densely."""
 
     def __init__(self, config: EngineConfig) -> None:
-        super().__init__(load_native_runner(config))
-        self._shadow = load_native_runner(config)
+        header = open_image(open_prepared(config.model_path), config.dtype)
+        super().__init__(NativeRunner(header, config.cache, num_threads=2))
+        self._shadow = NativeRunner(header, config.cache, num_threads=2)
 
     def execute(self, batch: StepBatch) -> StepResult:
         result = self._runner.execute(batch)

@@ -99,12 +99,11 @@ def test_share_of_flops_saved_is_the_servers(live_prometheus: LivePrometheus, se
 
 @pytest.mark.parametrize("what", ["flops", "ffn_flops", "ffn_bytes"])
 def test_the_plans_alone_need_no_more_than_was_executed(live_prometheus: LivePrometheus, what: str) -> None:
-    """The server runs one sequence at a time, so every plan is alone."""
     (planned, computed, dense) = (
         float(live_prometheus.query(f"sum(glass_{what}_{count}_total)")[0]["value"][1])
         for count in ("planned", "computed", "dense")
     )
-    assert 0 < planned == computed < dense
+    assert 0 < planned <= computed < dense
 
 
 def test_the_same_prompt_again_hits_the_prefix_cache(live_prometheus: LivePrometheus) -> None:

@@ -1,13 +1,13 @@
 """What a native step executed, row by row, next to what each row's plan alone would have taken.
 
-All rows of a step walk the union of their plans together. FLOPs: a neuron of the union was computed for every row, so
-it counts for every row, kept or masked. Bytes: a neuron was read once for all, so the bytes read are split evenly
-between the rows, to the byte, and so are those a dense step would have read. A layer's weights are counted once per
-step, although a long prefill passes over them once per tile of tokens: the later passes hit the caches.
+All rows of a step walk the same neurons, at least the union of their plans. FLOPs: a neuron walked was computed for
+every row, so it counts for every row, kept or masked. Bytes: a neuron was read once for all, so the bytes read are
+split evenly between the rows, to the byte, and so are those a dense step would have read. A layer's weights are counted
+once per step, although a long prefill passes over them once per tile of tokens: the later passes hit the caches.
 
-Planned is the row's cost in the same step if all its rows had this row's plan: in FLOPs what it would execute alone,
-in bytes its share of what a step of its own reads. So dense, computed and planned are comparable, row by row and in
-sum: planned <= computed <= dense, and alone in a step computed = planned.
+Planned is what the row would cost in the same step if exactly the neurons of its plan were walked: in bytes its share
+of them. So dense, computed and planned are comparable, row by row and in sum: planned <= computed <= dense, and a step
+that walks the union of one plan executes what is planned.
 """
 
 from collections.abc import Sequence

@@ -31,7 +31,7 @@ def dense_work(header: ImageHeader) -> FfnWork:
 
 
 def plan_work(header: ImageHeader, plan: SparsityPlan) -> FfnWork:
-    """Of a step whose rows all run under this plan."""
+    """Of a step that needs exactly the neurons of this plan."""
     num_bytes = sum(layer_bytes(header, layer, neurons) for layer, neurons in enumerate(plan.neurons))
     return FfnWork(sum(plan.budgets), num_bytes)
 
