@@ -1,5 +1,6 @@
 #include "elementwise.h"
 
+#include <bit>
 #include <cmath>
 
 #include "exponential.h"
@@ -96,6 +97,14 @@ void gated_activation(Activation activation, float* gate, const float* up, int32
 
 void add_gathered(float* values, const float* bias, const int32_t* index, int32_t size) {
     for (int32_t i = 0; i < size; ++i) values[i] += bias[index[i]];
+}
+
+GLASS_CLONES void keep_listed(float* values, const int32_t* index, const uint32_t* words, int32_t size) {
+    for (int32_t i = 0; i < size; ++i) {
+        const auto at = static_cast<uint32_t>(index[i]);
+        const uint32_t kept = 0u - ((words[at / 32] >> (at % 32)) & 1u);
+        values[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(values[i]) & kept);
+    }
 }
 
 GLASS_CLONES void add(float* y, const float* x, int32_t size) {

@@ -26,6 +26,9 @@ void rotate(float* x, const float* cosines, const float* sines, int32_t half);
 // values[i] += bias[index[i]]
 void add_gathered(float* values, const float* bias, const int32_t* index, int32_t size);
 
+// values[i] = 0 where bit index[i] of `words` is clear
+void keep_listed(float* values, const int32_t* index, const uint32_t* words, int32_t size);
+
 // gate[i] = act(gate[i]) * up[i]
 void gated_activation(Activation activation, float* gate, const float* up, int32_t size);
 

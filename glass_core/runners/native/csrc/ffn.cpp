@@ -19,6 +19,17 @@ int64_t layer_bytes(const FfnWeights& ffn, const uint32_t* words, int32_t num_gr
     return bytes;
 }
 
+void unite(const std::vector<const Plan*>& plans, size_t layer, size_t groups, uint32_t* words) {
+    std::memset(words, 0, groups * sizeof(uint32_t));
+    const Plan* previous = nullptr;
+    for (const Plan* plan : plans) {
+        if (plan == previous) continue;  // tokens of one row follow each other
+        previous = plan;
+        const uint32_t* own = (*plan)[layer].words();
+        for (size_t group = 0; group < groups; ++group) words[group] |= own[group];
+    }
+}
+
 }  // namespace
 
 FfnStep::FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels& kernels, ThreadPool& pool)
@@ -46,30 +57,37 @@ void FfnStep::plan(const std::vector<const Plan*>& token_plans, const std::vecto
     z_.reserve(num_collected * static_cast<size_t>(shape_.intermediate_size));
     const bool same = std::all_of(token_plans.begin(), token_plans.end(), [&](const Plan* p) { return p == token_plans[0]; });
     const bool any_dense = std::find(token_plans.begin(), token_plans.end(), &plans_.dense()) != token_plans.end();
-    shared_ = same ? token_plans[0] : (any_dense ? &plans_.dense() : nullptr);
-    // whoever keeps all of the union needs no mask
-    for (const Plan*& plan : token_plans_) plan = plan == shared_ ? nullptr : plan;
-    uint32_t* words = union_.reserve(static_cast<size_t>(shape_.num_layers) * groups);
-    for (size_t layer = 0; layer < static_cast<size_t>(shape_.num_layers); ++layer, words += groups) {
-        if (shared_ != nullptr) {
-            std::memcpy(words, (*shared_)[layer].words(), groups * sizeof(uint32_t));
-            continue;
-        }
-        std::memset(words, 0, groups * sizeof(uint32_t));
-        const Plan* previous = nullptr;
-        for (const Plan* plan : token_plans_) {
-            if (plan == previous) continue;  // tokens of one row follow each other
-            previous = plan;
-            const uint32_t* own = (*plan)[layer].words();
-            for (size_t group = 0; group < groups; ++group) words[group] |= own[group];
-        }
+    const Plan* shared = same ? token_plans[0] : (any_dense ? &plans_.dense() : nullptr);
+    walks_.clear();
+    uint32_t* words = walked_words_.reserve(static_cast<size_t>(shape_.num_layers) * groups);
+    for (int32_t layer = 0; layer < shape_.num_layers; ++layer, words += groups) {
+        walks_.push_back(walk_for(layer, shared, words));
     }
+}
+
+// What a layer walks, and its words: the plan that covers all rows (`shared`, null when none does), the union of the
+// rows' plans (returned as null), or everything.
+const LayerPlan* FfnStep::walk_for(int32_t layer, const Plan* shared, uint32_t* words) const {
+    const auto l = static_cast<size_t>(layer), groups = static_cast<size_t>(shape_.num_groups());
+    const LayerPlan* walk = shared == nullptr ? nullptr : &(*shared)[l];
+    int32_t kept = 0;
+    if (walk != nullptr) {
+        std::memcpy(words, walk->words(), groups * sizeof(uint32_t));
+        kept = walk->count();
+    } else {
+        unite(token_plans_, l, groups, words);
+        for (size_t group = 0; group < groups; ++group) kept += std::popcount(words[group]);
+    }
+    if (!choice_.all_neurons(num_tokens_, kept, shape_.intermediate_size)) return walk;
+    const LayerPlan& all = plans_.dense()[l];
+    std::memcpy(words, all.words(), groups * sizeof(uint32_t));
+    return &all;
 }
 
 FfnWork FfnStep::work(const ModelWeights& weights) const {
     FfnWork work;
     const auto groups = static_cast<size_t>(shape_.num_groups());
-    const uint32_t* words = union_.data();
+    const uint32_t* words = walked_words_.data();
     for (const LayerWeights& layer : weights.layers) {
         for (size_t group = 0; group < groups; ++group) work.neurons += std::popcount(words[group]);
         work.bytes += layer_bytes(layer.ffn, words, shape_.num_groups());
@@ -123,8 +141,9 @@ void FfnStep::run_tile(const FfnWeights& ffn, int32_t layer, Activations& x, int
 }
 
 NeuronRange FfnStep::neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const {
-    if (shared_ != nullptr) return (*shared_)[static_cast<size_t>(layer)].range(chunk, num_chunks);
-    const uint32_t* words = union_.data() + static_cast<size_t>(layer) * static_cast<size_t>(shape_.num_groups());
+    const LayerPlan* walk = walks_[static_cast<size_t>(layer)];
+    if (walk != nullptr) return walk->range(chunk, num_chunks);
+    const uint32_t* words = walked_words_.data() + static_cast<size_t>(layer) * static_cast<size_t>(shape_.num_groups());
     int32_t* list = scratch.list.data();
     int32_t count = 0;
     for (int32_t i = 0; i < num_chunks; ++i) count += expand(plans_.layout(), words, chunk + i, list + count).count;
@@ -143,17 +162,10 @@ void FfnStep::activate(const FfnWeights& ffn, const Turn& turn, int32_t layer, i
             add_gathered(up, ffn.up_bias, neurons.index, neurons.count);
         }
         gated_activation(shape_.activation, gate, up, neurons.count);
-        const Plan* own = token_plans_[static_cast<size_t>(first + t)];
-        if (own != nullptr) mask(neurons, (*own)[static_cast<size_t>(layer)].words(), gate);
+        const LayerPlan& own = (*token_plans_[static_cast<size_t>(first + t)])[static_cast<size_t>(layer)];
+        // whoever keeps all that is walked needs no mask
+        if (&own != walks_[static_cast<size_t>(layer)]) keep_listed(gate, neurons.index, own.words(), neurons.count);
         if (collected_[static_cast<size_t>(first + t)] >= 0) collect(turn, first + t, gate);
-    }
-}
-
-void FfnStep::mask(const NeuronRange& neurons, const uint32_t* words, float* z) const {
-    for (int32_t i = 0; i < neurons.count; ++i) {
-        const int32_t neuron = neurons.index[i];
-        const bool kept = (words[neuron / kGroup] >> (neuron % kGroup)) & 1;
-        z[i] = kept ? z[i] : 0.0f;
     }
 }
 

@@ -1,7 +1,8 @@
 // The gated FFN of one step: z = act(gate x) * (up x), output z down, over the neurons that the step's rows keep.
 //
-// Rows with different plans share one walk over the union of their plans: every neuron is read once, z of a row that
-// does not keep it is set to 0, and a 0 contributes exactly nothing. A row's result is therefore the one it gets alone.
+// Rows with different plans share one walk, over the union of their plans or over all neurons, whichever is cheaper
+// (ffn_choice.h): every neuron is read once, z of a row that does not keep it is set to 0, and a 0 contributes exactly
+// nothing. A row's result is therefore the one it gets alone.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,7 @@
 
 #include "activations.h"
 #include "buffer.h"
+#include "ffn_choice.h"
 #include "plans.h"
 #include "thread_pool.h"
 
@@ -23,7 +25,7 @@ inline constexpr int32_t kTurnValues = 16384;
 
 // What the FFNs of a step executed, summed over layers.
 struct FfnWork {
-    int64_t neurons = 0;  // of the union: each was computed for every token of the step
+    int64_t neurons = 0;  // walked: each was computed for every token of the step
     int64_t bytes = 0;    // of neuron records and down scales
 };
 
@@ -36,6 +38,7 @@ public:
     void plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected);
 
     FfnWork work(const ModelWeights& weights) const;
+    FfnChoice& choice() { return choice_; }
 
     // partial(thread, token)[0, hidden) of all threads, in order, then sum to the layer's output without its bias.
     void run(const FfnWeights& ffn, int32_t layer, Activations& x);
@@ -58,11 +61,11 @@ private:
         int32_t width() const { return num_chunks * kNeuronsPerChunk; }
     };
 
+    const LayerPlan* walk_for(int32_t layer, const Plan* shared, uint32_t* words) const;
     void run_tile(const FfnWeights& ffn, int32_t layer, Activations& x, int32_t first, int32_t count, int32_t thread);
     NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
     void activate(const FfnWeights& ffn, const Turn& turn, int32_t layer, int32_t first, int32_t count,
                   Scratch& scratch);
-    void mask(const NeuronRange& neurons, const uint32_t* words, float* z) const;
     void collect(const Turn& turn, int32_t token, const float* z);
     float* partial_row(int32_t thread, int32_t token);
 
@@ -72,10 +75,11 @@ private:
     ThreadPool& pool_;
     int32_t hidden_padded_;
     int32_t num_tokens_ = 0;
-    const Plan* shared_ = nullptr;           // the one plan of all tokens, null when they differ
-    std::vector<const Plan*> token_plans_;   // null = keeps all neurons of the union
+    FfnChoice choice_;
+    std::vector<const Plan*> token_plans_;
     std::vector<int32_t> collected_;
-    Buffer<uint32_t> union_;                 // (num_layers, num_groups) words
+    std::vector<const LayerPlan*> walks_;    // per layer what is walked; null = the list of walked_words_
+    Buffer<uint32_t> walked_words_;          // (num_layers, num_groups)
     Buffer<float> partials_;                 // (threads, tokens, hidden_padded)
     Buffer<float> z_;                        // (collected tokens, intermediate_size)
     std::vector<Scratch> scratch_;           // one per thread
