@@ -1,13 +1,14 @@
 """What the extension module offers, for the type checker and for reading (`csrc/bind.cpp` implements it)."""
 
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from glass_core.models.spec import ModelSpec
 
+FfnPath = Literal["cheapest", "union_list", "all_neurons"]
 Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
 # name, kind, offset, num_bytes, rows, cols, padded_cols, row_bytes
@@ -35,6 +36,17 @@ class NativeModel(Protocol):
     def remove_plan(self, key: int) -> None: ...
 
     def magnitudes(self) -> Floats: ...
+
+    def set_ffn_break_even(self, points: Sequence[tuple[int, float]]) -> None:
+        """(number of rows, density) in ascending order: above it all neurons are computed instead of the union's list.
+
+        Raises ValueError for points that are not that.
+        """
+        ...
+
+    def force_ffn_path(self, path: FfnPath) -> None:
+        """For measurements and tests: take one path whatever the break-even says."""
+        ...
 
     def step(
         self,

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bind_kernels.h"
@@ -33,6 +34,13 @@ Activation parse_activation(const std::string& name) {
     if (name == "gelu") return Activation::gelu;
     if (name == "gelu_tanh") return Activation::gelu_tanh;
     throw std::invalid_argument("activation must be silu, gelu or gelu_tanh, got '" + name + "'");
+}
+
+FfnPath parse_path(const std::string& name) {
+    if (name == "cheapest") return FfnPath::cheapest;
+    if (name == "union_list") return FfnPath::union_list;
+    if (name == "all_neurons") return FfnPath::all_neurons;
+    throw std::invalid_argument("the FFN's path must be cheapest, union_list or all_neurons, got '" + name + "'");
 }
 
 Format parse_format(const std::string& name) {
@@ -203,6 +211,18 @@ NB_MODULE(_native, module) {
              nb::arg("format"), nb::arg("sizes"), nb::arg("isa") = "")
         .def("add_plan", &NativeModel::add_plan, nb::arg("key"), nb::arg("layers"))
         .def("remove_plan", [](NativeModel& self, int32_t key) { self.model().plans().remove(key); }, nb::arg("key"))
+        .def("set_ffn_break_even",
+             [](NativeModel& self, const std::vector<std::tuple<int32_t, float>>& points) {
+                 std::vector<glass::BreakEven> values;
+                 for (const auto& [num_rows, density] : points) values.push_back({num_rows, density});
+                 self.model().ffn().choice().set(std::move(values));
+             },
+             nb::arg("points"))
+        .def("force_ffn_path",
+             [](NativeModel& self, const std::string& path) {
+                 self.model().ffn().choice().force(glass::parse_path(path));
+             },
+             nb::arg("path"))
         .def("magnitudes", &NativeModel::magnitudes)
         .def("step", &NativeModel::step, nb::arg("tokens"), nb::arg("blocks"), nb::arg("layout"),
              nb::arg("frequencies"), nb::arg("statistics"))

@@ -82,6 +82,7 @@ public:
     const char* isa() const { return kernels_.name; }
     int32_t num_threads() const { return pool_.num_threads(); }
     PlanStore& plans() { return plans_; }
+    FfnStep& ffn() { return ffn_; }
 
     // (num_layers, intermediate_size)
     void magnitudes(float* out) const;
