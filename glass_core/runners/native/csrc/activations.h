@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "buffer.h"
+#include "elementwise.h"
 #include "kernels/kernels.h"
 #include "rows.h"
 
@@ -40,9 +41,7 @@ public:
         quantize(kernels, coarse);
         const int8_t* codes = codes_.data() + static_cast<size_t>(coarse) * stride();
         const float* scales = scales_.data() + static_cast<size_t>(coarse) * groups();
-        const float* from = values(coarse);
-        float* to = values(rest);
-        for (int32_t i = 0; i < cols_; ++i) to[i] = from[i] - scales[i / kGroup] * static_cast<float>(codes[i]);
+        subtract_codes(values(coarse), codes, scales, cols_, values(rest));
         quantize(kernels, rest);
     }
 

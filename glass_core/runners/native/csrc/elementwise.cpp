@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "exponential.h"
+#include "kernels/kernels.h"
 
 namespace glass {
 namespace {
@@ -77,12 +78,24 @@ void rms_norm(const float* x, const float* weight, int32_t size, float eps, floa
     scale_by(x, weight, 1.0f / std::sqrt(mean_square(x, size) + eps), size, out);
 }
 
-GLASS_CLONES void rotate(float* x, const float* cosines, const float* sines, int32_t half) {
-    for (int32_t i = 0; i < half; ++i) {
-        const float first = x[i], second = x[i + half];
-        x[i] = first * cosines[i] - second * sines[i];
-        x[i + half] = second * cosines[i] + first * sines[i];
+GLASS_CLONES void rotate(float* x, int32_t num_heads, const float* cosines, const float* sines, int32_t half) {
+    for (int32_t head = 0; head < num_heads; ++head) {
+        float *__restrict first = x + 2 * head * half, *__restrict second = first + half;
+        for (int32_t i = 0; i < half; ++i) {
+            const float a = first[i], b = second[i];
+            first[i] = a * cosines[i] - b * sines[i];
+            second[i] = b * cosines[i] + a * sines[i];
+        }
     }
+}
+
+GLASS_CLONES void subtract_codes(const float* x, const int8_t* codes, const float* scales, int32_t size, float* out) {
+    int32_t start = 0;
+    for (; start + kGroup <= size; start += kGroup) {
+        const float scale = scales[start / kGroup];
+        for (int32_t i = start; i < start + kGroup; ++i) out[i] = x[i] - scale * static_cast<float>(codes[i]);
+    }
+    for (int32_t i = start; i < size; ++i) out[i] = x[i] - scales[i / kGroup] * static_cast<float>(codes[i]);
 }
 
 void gated_activation(Activation activation, float* gate, const float* up, int32_t size) {

@@ -20,8 +20,11 @@ enum class Activation : uint8_t { silu, gelu, gelu_tanh };
 // out = x / rms(x) * weight. `out` may be `x`.
 void rms_norm(const float* x, const float* weight, int32_t size, float eps, float* out);
 
-// Turn pairs (i, i + half) of x (2 * half values) by angles with these cosines and sines.
-void rotate(float* x, const float* cosines, const float* sines, int32_t half);
+// Turn pairs (i, i + half) of every head of x (num_heads, 2 * half) by angles with these cosines and sines.
+void rotate(float* x, int32_t num_heads, const float* cosines, const float* sines, int32_t half);
+
+// What is left of x (size,) after its int8 codes, with one scale per group of 32: out = x - scale * code.
+void subtract_codes(const float* x, const int8_t* codes, const float* scales, int32_t size, float* out);
 
 // values[i] += bias[index[i]]
 void add_gathered(float* values, const float* bias, const int32_t* index, int32_t size);

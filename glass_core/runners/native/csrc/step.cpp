@@ -29,15 +29,6 @@ std::pair<int32_t, int32_t> share(int32_t count, int32_t unit, int thread, int n
     return {bound(thread), bound(thread + 1)};
 }
 
-// to[offset …] = from[offset …], or 0 without a source
-void start_from(const float* from, size_t offset, size_t count, float* to) {
-    if (from == nullptr) {
-        std::memset(to + offset, 0, sizeof(float) * count);
-    } else {
-        std::memcpy(to + offset, from + offset, sizeof(float) * count);
-    }
-}
-
 [[noreturn]] void refuse_row(size_t row, const std::string& problem) {
     throw std::invalid_argument("row " + std::to_string(row) + ": " + problem);
 }
@@ -53,6 +44,7 @@ Model::Model(Image& image, const ModelShape& shape, const ModelOptions& options)
       plans_(shape_, options.num_threads),
       attention_(shape_, cache_, pool_),
       ffn_(shape_, plans_, kernels_, pool_),
+      statistics_(shape_.intermediate_size),
       normed_(shape_.hidden_size),
       mixed_(shape_.q_size()) {}
 
@@ -80,13 +72,18 @@ StepOutput Model::step(const std::vector<StepRow>& rows, const Frequencies& freq
     check(rows, frequencies);
     check_statistics(rows, statistics);
     place(rows, frequencies);
+    statistics_.plan(statistics, num_collected_);
     StepOutput output{};
     if (num_tokens_ == 0) return output;
     embed(rows);
     for (int32_t layer = 0; layer < shape_.num_layers; ++layer) {
+        enter(layer);
         attend(layer);
-        feed_forward(layer);
-        if (num_collected_ > 0) gather_statistics(layer, statistics);
+        ffn_.run(weights_.layers[static_cast<size_t>(layer)].ffn, layer, normed_);
+    }
+    for_tokens(num_tokens_, [&](int32_t token) { leave(shape_.num_layers - 1, token); });
+    if (!statistics_.empty()) {
+        pool_.parallel([&](int thread, int n) { fold_statistics(shape_.num_layers - 1, thread, n); });
     }
     output.work = ffn_.work(weights_);
     sample(rows, output);
@@ -160,7 +157,6 @@ void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequenci
     num_tokens_ = static_cast<int32_t>(tokens_.size());
     if (num_tokens_ == 0) return;
     reserve();
-    scales_.reserve(static_cast<size_t>(num_collected_));
     rope_tables(frequencies);
     attention_.plan(attention_rows_);
     ffn_.plan(token_plans_, collected_tokens_);
@@ -208,13 +204,35 @@ void Model::normalize(const float* hidden, const float* weight, Format format, A
 void Model::project(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
                     size_t out_stride) {
     pool_.parallel([&](int thread, int num_threads) {
-        const auto [first, last] = share(num_rows, kRowsPerTurn, thread, num_threads);
-        if (first == last) return;
-        for (int32_t tile = 0; tile < num_tokens; tile += kTokenTile) {
-            const ActivationView inputs = x.view(tile, std::min(kTokenTile, num_tokens - tile));
-            kernels_.dot_rows(rows, nullptr, first, last - first, inputs,
-                              out + static_cast<size_t>(tile) * out_stride + first, out_stride);
-        }
+        project_part(rows, num_rows, x, num_tokens, out, out_stride, thread, num_threads);
+    });
+}
+
+// What one thread has to do of it.
+void Model::project_part(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
+                         size_t out_stride, int thread, int num_threads) {
+    const auto [first, last] = share(num_rows, kRowsPerTurn, thread, num_threads);
+    if (first == last) return;
+    for (int32_t tile = 0; tile < num_tokens; tile += kTokenTile) {
+        const ActivationView inputs = x.view(tile, std::min(kTokenTile, num_tokens - tile));
+        kernels_.dot_rows(rows, nullptr, first, last - first, inputs, out + static_cast<size_t>(tile) * out_stride + first,
+                          out_stride);
+    }
+}
+
+// The input of a layer's q, k and v. What the layer before left to be done is part of the same phases: a hand-over to
+// the other threads takes as long as the norms of several tokens.
+void Model::enter(int32_t layer) {
+    const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+    const int32_t parts = qkv_parts(layer), qkv_size = shape_.qkv_size();
+    for_tokens(num_tokens_, [&](int32_t token) {
+        if (layer > 0) leave(layer - 1, token);
+        normalize_for_qkv(layer, token);
+    });
+    pool_.parallel([&](int thread, int num_threads) {
+        if (layer > 0) fold_statistics(layer - 1, thread, num_threads);
+        project_part(weights.qkv, qkv_size, normed_, parts * num_tokens_, qkv_.data(), static_cast<size_t>(qkv_size),
+                     thread, num_threads);
     });
 }
 
@@ -223,8 +241,6 @@ void Model::attend(int32_t layer) {
     const auto hidden_size = static_cast<size_t>(shape_.hidden_size), qkv_size = static_cast<size_t>(shape_.qkv_size());
     const auto hidden_of = [&](int32_t token) { return hidden_.data() + static_cast<size_t>(token) * hidden_size; };
     const int32_t parts = qkv_parts(layer);
-    for_tokens(num_tokens_, [&](int32_t token) { normalize_for_qkv(layer, token); });
-    project(weights.qkv, shape_.qkv_size(), normed_, parts * num_tokens_, qkv_.data(), qkv_size);
     for_tokens(num_tokens_, [&](int32_t token) { place_keys(layer, token); });
     attention_.run(layer, qkv_.data(), static_cast<size_t>(parts) * qkv_size, mixed_.values(0), mixed_.stride());
     if (weights.o.format != Format::bf16) {
@@ -263,62 +279,32 @@ void Model::place_keys(int32_t layer, int32_t token) {
     if (weights.qkv_bias != nullptr) add(q, weights.qkv_bias, shape_.qkv_size());
     const float* cosines = cosines_.data() + static_cast<ptrdiff_t>(token) * half;
     const float* sines = sines_.data() + static_cast<ptrdiff_t>(token) * half;
-    for (int32_t head = 0; head < shape_.num_heads + shape_.num_kv_heads; ++head) {
-        float* values = q + head * dim;  // the heads of k follow those of q
+    const int32_t num_heads = shape_.num_heads + shape_.num_kv_heads;  // the heads of k follow those of q
+    for (int32_t head = 0; shape_.qk_norm && head < num_heads; ++head) {
         const float* norm = head < shape_.num_heads ? weights.q_norm : weights.k_norm;
-        if (norm != nullptr) rms_norm(values, norm, dim, shape_.norm_eps, values);
-        rotate(values, cosines, sines, half);
+        rms_norm(q + head * dim, norm, dim, shape_.norm_eps, q + head * dim);
     }
+    rotate(q, num_heads, cosines, sines, half);
     cache_.write(layer, at.block, at.slot, k, k + shape_.kv_size());
 }
 
-void Model::feed_forward(int32_t layer) {
+// Adds what a layer's FFN gave to a token, and notes its z where that is collected.
+void Model::leave(int32_t layer, int32_t token) {
     const FfnWeights& ffn = weights_.layers[static_cast<size_t>(layer)].ffn;
-    ffn_.run(ffn, layer, normed_);
-    for_tokens(num_tokens_, [&](int32_t token) {
-        float* hidden = hidden_.data() + static_cast<size_t>(token) * static_cast<size_t>(shape_.hidden_size);
-        for (int32_t thread = 0; thread < ffn_.num_partials(); ++thread) {
-            add(hidden, ffn_.partial(thread, token), shape_.hidden_size);
-        }
-        if (ffn.down_bias != nullptr) add(hidden, ffn.down_bias, shape_.hidden_size);
-    });
-}
-
-// Folds |z| / ||z|| and its square of every collected token into its row's sums, one token after the other: the order
-// of additions is that of positions, whatever the chunks and threads. An all-zero z adds nothing.
-void Model::gather_statistics(int32_t layer, const std::vector<StatisticsRow>& statistics) {
-    for_tokens(num_collected_, [&](int32_t i) {
-        const double squares = sum_squares(ffn_.collected(i), shape_.intermediate_size);
-        scales_.data()[i] = squares == 0.0 ? 0.0 : 1.0 / std::sqrt(squares);
-    });
-    pool_.parallel([&](int thread, int num_threads) {
-        const auto [first, last] = share(shape_.intermediate_size, kGroup, thread, num_threads);
-        int32_t first_token = 0;
-        for (const StatisticsRow& row : statistics) {
-            fold_tokens(layer, first_token, row, first, last);
-            first_token += row.stages.back().length;
-        }
-    });
-}
-
-// One row, neurons [first, last) of a layer.
-void Model::fold_tokens(int32_t layer, int32_t first_token, const StatisticsRow& row, int32_t first, int32_t last) {
-    const size_t offset = static_cast<size_t>(layer) * static_cast<size_t>(shape_.intermediate_size) +
-                          static_cast<size_t>(first);
-    const auto count = static_cast<size_t>(last - first);
-    const float *abs_so_far = row.prior_abs, *squares_so_far = row.prior_squares;
-    int32_t done = 0;
-    for (const StatisticsStage& stage : row.stages) {
-        start_from(abs_so_far, offset, count, stage.sum_abs);
-        start_from(squares_so_far, offset, count, stage.sum_squares);
-        for (; done < stage.length; ++done) {
-            const int32_t token = first_token + done;
-            add_normalized(ffn_.collected(token) + first, scales_.data()[token], last - first, stage.sum_abs + offset,
-                           stage.sum_squares + offset);
-        }
-        abs_so_far = stage.sum_abs;
-        squares_so_far = stage.sum_squares;
+    float* hidden = hidden_.data() + static_cast<size_t>(token) * static_cast<size_t>(shape_.hidden_size);
+    for (int32_t thread = 0; thread < ffn_.num_partials(); ++thread) {
+        add(hidden, ffn_.partial(thread, token), shape_.hidden_size);
     }
+    if (ffn.down_bias != nullptr) add(hidden, ffn.down_bias, shape_.hidden_size);
+    const int32_t collected = collected_tokens_[static_cast<size_t>(token)];
+    if (collected >= 0) statistics_.measure(collected, ffn_.collected(collected));
+}
+
+// One thread's neurons.
+void Model::fold_statistics(int32_t layer, int thread, int num_threads) {
+    if (statistics_.empty()) return;
+    const auto [first, last] = share(shape_.intermediate_size, kGroup, thread, num_threads);
+    statistics_.fold(layer, ffn_.collected(0), first, last);
 }
 
 void Model::sample(const std::vector<StepRow>& rows, StepOutput& output) {

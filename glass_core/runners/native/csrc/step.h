@@ -16,6 +16,7 @@
 #include "kv_cache.h"
 #include "model.h"
 #include "plans.h"
+#include "statistics.h"
 #include "thread_pool.h"
 
 namespace glass {
@@ -51,21 +52,6 @@ struct StepOutput {
     FfnWork work;
 };
 
-// The sums over a row's first `length` tokens go to these arrays, (num_layers, intermediate_size) each.
-struct StatisticsStage {
-    int32_t length;
-    float* sum_abs;
-    float* sum_squares;
-};
-
-// Statistics of one collected row: continued from the prior sums (null = zero), wanted at every stage; the lengths
-// ascend and the last is the row's own.
-struct StatisticsRow {
-    const float* prior_abs;
-    const float* prior_squares;
-    std::vector<StatisticsStage> stages;
-};
-
 struct ModelOptions {
     int32_t num_threads;
     int32_t num_blocks;
@@ -99,14 +85,16 @@ private:
     void reserve();
     void embed(const std::vector<StepRow>& rows);
     void rope_tables(const Frequencies& frequencies);
+    void enter(int32_t layer);
     void attend(int32_t layer);
     void place_keys(int32_t layer, int32_t token);
-    void feed_forward(int32_t layer);
-    void gather_statistics(int32_t layer, const std::vector<StatisticsRow>& statistics);
-    void fold_tokens(int32_t layer, int32_t first_token, const StatisticsRow& row, int32_t first, int32_t last);
+    void leave(int32_t layer, int32_t token);
+    void fold_statistics(int32_t layer, int thread, int num_threads);
     void sample(const std::vector<StepRow>& rows, StepOutput& output);
     void project(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
                  size_t out_stride);
+    void project_part(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
+                      size_t out_stride, int thread, int num_threads);
     void normalize_for_qkv(int32_t layer, int32_t token);
     int32_t qkv_parts(int32_t layer) const;
     void normalize(const float* hidden, const float* weight, Format format, Activations& to, int32_t token);
@@ -129,6 +117,7 @@ private:
     PlanStore plans_;
     Attention attention_;
     FfnStep ffn_;
+    StatisticsFold statistics_;
 
     int32_t num_tokens_ = 0;
     std::vector<Token> tokens_;
@@ -143,7 +132,6 @@ private:
     Buffer<float> qkv_;       // (tokens, parts, qkv_size)
     Buffer<float> cosines_;   // (tokens, head_dim / 2)
     Buffer<float> sines_;
-    Buffer<double> scales_;   // (collected tokens,)
     Buffer<float> logits_;
 };
 
