@@ -15,10 +15,12 @@ from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST, EngineConfig, gl
 from glass_core.engine.loading import load_statistics, runner_names
 from glass_core.engine.runner_choice import NATIVE, PREFERENCE
 from glass_core.errors import GlassError
-from glass_core.offline.provenance import cpu_info, cpu_model, num_cores
+from glass_core.offline.ffn_cost_report import describe, known_costs
+from glass_core.offline.provenance import num_cores
 from glass_core.runners.native.checkpoint_image import available_formats, open_image
 from glass_core.runners.native.extension import load_extension, why_missing
 from glass_core.runners.native.image import verify_payload
+from glass_core.runners.native.processor import cpu_info, cpu_model
 from glass_core.runners.native.runner import ISA_VARIABLE
 
 MIN_PYTHON = (3, 11)
@@ -47,7 +49,7 @@ class Finding:
 def diagnose() -> list[Finding]:
     """All checks, cheap ones first."""
     findings = [_python(), *_packages(), _processor(), _memory(), _cache_folder(), *_runners()]
-    return [*findings, *_models()]
+    return [*findings, *_models(), *_ffn_costs()]
 
 
 def has_failed(findings: list[Finding]) -> bool:
@@ -137,6 +139,11 @@ def _models() -> Iterator[Finding]:
         yield Finding(f"model {DEFAULT_MODEL}", Status.FAIL, f"not pulled: run `glass pull {DEFAULT_MODEL}`")
     for path in pulled:
         yield _model(path)
+
+
+def _ffn_costs() -> Iterator[Finding]:
+    for name, costs in known_costs():
+        yield Finding(f"FFN costs {name}", Status.OK, describe(costs))
 
 
 def _model(path: Path) -> Finding:

@@ -15,6 +15,7 @@ from glass_core.offline.cli import main
 from glass_core.offline.diagnosis import Finding, Status, diagnose, has_failed
 from glass_core.offline.inspection.spectra import bar, overlap, spectra, top_share
 from glass_core.offline.provenance import machine, versions
+from glass_core.runners.native.checkpoint_image import available_formats
 from tests.tiny_models import save_tiny_model
 
 
@@ -116,6 +117,18 @@ def test_doctor_passes_with_a_model_and_says_that_its_artifact_is_missing(home: 
     assert "no artifact" in findings[f"model {DEFAULT_MODEL}"].detail
     assert findings["runner torch_runner"].status is Status.OK
     assert not has_failed(list(findings.values()))
+
+
+def test_doctor_shows_the_costs_of_the_ffn_and_measures_them_on_demand(home: Path) -> None:
+    pytest.importorskip("glass_core.runners.native._native")
+    folder = pull_tiny(home, DEFAULT_MODEL)
+    (name,) = available_formats(folder)
+    subject = f"FFN costs {DEFAULT_MODEL} {name}"
+    assert by_subject(diagnose())[subject].detail.startswith("not measured yet")
+    assert main(["doctor", "--measure"]) == 0
+    assert "break-even density by rows 1: " in by_subject(diagnose())[subject].detail
+    (folder / f"native-{name}.costs.json").unlink()
+    assert by_subject(diagnose())[subject].detail.startswith("not measured yet")
 
 
 def test_doctor_tells_a_broken_default_model_from_another_broken_one(home: Path) -> None:

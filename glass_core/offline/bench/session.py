@@ -102,6 +102,7 @@ def open_random_session(
     )
     sized = replace(config, cache=_cache(config, header.spec, num_sequences, num_tokens))
     runner = NativeRunner(header, sized.cache, num_threads=num_threads)
+    runner.choose_ffn_paths_by_cost()
     try:
         yield Session(sized, runner, _selector(sized, runner), header)
     finally:

@@ -1,6 +1,7 @@
 """The compiled module `_native`: importing it, and saying why it cannot be."""
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from glass_core.errors import ConfigurationError
@@ -20,6 +21,12 @@ def load_extension() -> "NativeModule":
             f"the native runner's extension module cannot be imported ({error}); install a C++20 compiler and install "
             "this package again, or use the runner torch_runner"
         ) from error
+
+
+def build_identity() -> str:
+    """Tells one build of the module from another. Raises ConfigurationError when it is missing."""
+    status = Path(load_extension().__file__).stat()
+    return f"{status.st_size} bytes of {status.st_mtime_ns}"
 
 
 def why_missing() -> str | None:

@@ -18,6 +18,7 @@ from glass_core.runners.checks import block_problem, check_rows, statistics_prob
 from glass_core.runners.native.checkpoint_image import open_or_make_image
 from glass_core.runners.native.costs import row_costs
 from glass_core.runners.native.extension import load_extension
+from glass_core.runners.native.ffn_costs import choose_paths_by_cost, measure_paths
 from glass_core.runners.native.ffn_work import FfnWork, dense_work
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.plan_keys import PlanKeys
@@ -41,7 +42,9 @@ def load(config: EngineConfig) -> "NativeRunner":
     if config.device != "cpu":
         raise ConfigurationError(f"device must be cpu for native, got {config.device!r}")
     header = open_or_make_image(config.model_path, config.dtype)
-    return NativeRunner(header, config.cache, num_threads=config.num_threads)
+    runner = NativeRunner(header, config.cache, num_threads=config.num_threads)
+    runner.choose_ffn_paths_by_cost()
+    return runner
 
 
 class NativeRunner:
@@ -130,6 +133,14 @@ class NativeRunner:
         _check_finite(finite)
         statistics = collected.get(row.sequence_id)
         return logits.copy(), None if statistics is None else statistics.result
+
+    def choose_ffn_paths_by_cost(self) -> None:
+        """Without it a step walks the list of kept neurons whenever it is not all of them. See ffn_costs.py."""
+        choose_paths_by_cost(self._open(), self._header)
+
+    def measure_ffn_costs(self) -> None:
+        """As `choose_ffn_paths_by_cost`, with new measurements in place of those that are kept."""
+        measure_paths(self._open(), self._header)
 
     def release(self, sequence_id: str) -> None:
         self._plans.release(sequence_id)

@@ -44,6 +44,15 @@ class NativeModel(Protocol):
         """
         ...
 
+    def time_ffn(self, num_rows: int, density: float, seconds: float) -> tuple[float, float]:
+        """Nanoseconds per neuron and layer, all threads together, of lists that keep `density` of the neurons, and of
+        all neurons masked, in steps of `num_rows` tokens.
+
+        Takes about `seconds`, but as long as two passes over the FFN each way. Raises ValueError for rows outside
+        [1, 64] or a density outside (0, 1].
+        """
+        ...
+
     def force_ffn_path(self, path: FfnPath) -> None:
         """For measurements and tests: take one path whatever the break-even says."""
         ...
@@ -76,6 +85,8 @@ class NativeKernels(Protocol):
 
 class NativeModule(Protocol):
     """The module `_native`."""
+
+    __file__: str
 
     @property
     def kernels(self) -> NativeKernels: ...

@@ -154,6 +154,16 @@ public:
         model_.plans().add(key, lists);
     }
 
+    std::tuple<double, double> time_ffn(int32_t num_rows, float density, double seconds) {
+        if (num_rows < 1 || num_rows > kTokenTile || !(density > 0.0f && density <= 1.0f)) {
+            throw std::invalid_argument("time_ffn: expected 1 to " + std::to_string(kTokenTile) +
+                                        " rows and a density in (0, 1]");
+        }
+        nb::gil_scoped_release unlocked;
+        const FfnTiming timing = model_.ffn_probe(density).time(num_rows, seconds);
+        return {timing.listed, timing.whole};
+    }
+
     nb::object magnitudes() {
         const ModelShape& shape = model_.shape();
         const auto layers = static_cast<size_t>(shape.num_layers), neurons = static_cast<size_t>(shape.intermediate_size);
@@ -223,6 +233,7 @@ NB_MODULE(_native, module) {
                  self.model().ffn().choice().force(glass::parse_path(path));
              },
              nb::arg("path"))
+        .def("time_ffn", &NativeModel::time_ffn, nb::arg("num_rows"), nb::arg("density"), nb::arg("seconds"))
         .def("magnitudes", &NativeModel::magnitudes)
         .def("step", &NativeModel::step, nb::arg("tokens"), nb::arg("blocks"), nb::arg("layout"),
              nb::arg("frequencies"), nb::arg("statistics"))

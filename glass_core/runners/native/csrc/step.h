@@ -12,6 +12,7 @@
 #include "attention.h"
 #include "buffer.h"
 #include "ffn.h"
+#include "ffn_probe.h"
 #include "image.h"
 #include "kv_cache.h"
 #include "model.h"
@@ -69,6 +70,9 @@ public:
     int32_t num_threads() const { return pool_.num_threads(); }
     PlanStore& plans() { return plans_; }
     FfnStep& ffn() { return ffn_; }
+
+    // A probe of this model's FFN, whose lists keep `density` of the neurons. No step may run meanwhile.
+    FfnProbe ffn_probe(float density) { return {shape_, weights_, plans_, kernels_, ffn_, density}; }
 
     // (num_layers, intermediate_size)
     void magnitudes(float* out) const;
