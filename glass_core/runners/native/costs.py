@@ -23,10 +23,11 @@ def row_costs(
     spec: ModelSpec, rows: Sequence[StepRow], *, executed: FfnWork, dense: FfnWork, planned: Sequence[FfnWork]
 ) -> list[StepCost]:
     """Costs in the order of the rows: the whole step's work, a dense step's, and that of each row's plan alone."""
-    return [
-        _row_cost(spec, row, *(_share(work, index, len(rows)) for work in (executed, dense, plan)))
-        for index, (row, plan) in enumerate(zip(rows, planned, strict=True))
-    ]
+    costs = []
+    for index, (row, plan) in enumerate(zip(rows, planned, strict=True)):
+        num_bytes = [share_of(work.num_bytes, index, len(rows)) for work in (dense, executed, plan)]
+        costs.append(_row_cost(spec, row, (dense, executed, plan), num_bytes))
+    return costs
 
 
 def share_of(total: int, index: int, parts: int) -> int:
@@ -38,23 +39,20 @@ def share_of(total: int, index: int, parts: int) -> int:
     return quotient + (index < remainder)
 
 
-def _share(work: FfnWork, index: int, parts: int) -> FfnWork:
-    return FfnWork(work.num_neurons, share_of(work.num_bytes, index, parts))
-
-
-def _row_cost(spec: ModelSpec, row: StepRow, executed: FfnWork, dense: FfnWork, planned: FfnWork) -> StepCost:
+def _row_cost(spec: ModelSpec, row: StepRow, works: Sequence[FfnWork], num_bytes: Sequence[int]) -> StepCost:
+    """`works`: of a dense step, of the executed one, of the row's plan; `num_bytes`: the row's share of each."""
     num_tokens = len(row.token_ids)
     per_layer = projection_flops(spec, num_tokens) + attention_flops(spec, num_tokens, row.start + num_tokens)
     other = spec.num_layers * per_layer + lm_head_flops(spec, 0 if row.sample is None else 1)
-    ffn_computed = ffn_flops(spec, num_tokens, executed.num_neurons)
-    ffn_dense = ffn_flops(spec, num_tokens, dense.num_neurons)
+    ffn_dense, ffn_computed, ffn_planned = (ffn_flops(spec, num_tokens, work.num_neurons) for work in works)
+    bytes_dense, bytes_computed, bytes_planned = num_bytes
     return StepCost(
         flops_dense=other + ffn_dense,
         flops_computed=other + ffn_computed,
         ffn_flops_dense=ffn_dense,
         ffn_flops_computed=ffn_computed,
-        ffn_bytes_dense=dense.num_bytes,
-        ffn_bytes_computed=executed.num_bytes,
-        ffn_flops_planned=ffn_flops(spec, num_tokens, planned.num_neurons),
-        ffn_bytes_planned=planned.num_bytes,
+        ffn_bytes_dense=bytes_dense,
+        ffn_bytes_computed=bytes_computed,
+        ffn_flops_planned=ffn_planned,
+        ffn_bytes_planned=bytes_planned,
     )
