@@ -15,9 +15,10 @@ from glass_core.errors import ConfigurationError, InvalidRequestError, MissingSt
 from glass_core.offline.cli import main
 from glass_core.offline.evaluate.answers import Answer, encode_instruction
 from glass_core.offline.evaluate.conditions import Sweep, evaluation_selectors
-from glass_core.offline.evaluate.longform import run_dense, score_answer
+from glass_core.offline.evaluate.longform import predict_answer, run_dense
 from glass_core.offline.evaluate.prompts import read_prompts
 from glass_core.offline.evaluate.report import curves
+from glass_core.offline.evaluate.scores import score_predictions
 from glass_core.offline.flags import parse_floats, parse_names
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.plan import SparsityPlan
@@ -25,7 +26,10 @@ from glass_core.sparsity.selection import PlanSelector
 from glass_core.text import load_text_processor
 from tests.tiny_models import save_tiny_model
 
-ROW_KEYS = ["method", "sparsity", "lambda", "profile", "refine", "ppl", "kl", "agreement", "ffn_reads", "num_tokens"]
+ROW_KEYS = [
+    "runner", "dtype", "method", "sparsity", "lambda", "profile", "refine", "ppl", "ppl_interval", "kl", "kl_interval",
+    "agreement", "agreement_interval", "ffn_reads", "num_tokens",
+]  # fmt: skip
 ANSWER = Answer(prompt=(1, 20, 30, 40, 50), token_ids=(60, 70, 80, 90, 100, 110))
 
 
@@ -85,7 +89,7 @@ def test_result_file_plot_and_table(
     result = evaluate(
         model_dir, prompts, tmp_path / "out.json", *methods, "--artifact", str(artifact), "--plot", str(plot)
     )
-    assert list(result) == ["conditions", "dense", "rows"]
+    assert list(result) == ["conditions", "bootstrap", "dense", "rows"]
     assert result["conditions"]["artifact_corpus"]["source"] == "null"
     assert result["conditions"]["prompts"] == "prompts.jsonl"
     assert result["dense"]["num_answers"] == 4
@@ -136,14 +140,16 @@ def test_same_seed_same_result(model_dir: Path, prompts: Path, tmp_path: Path) -
         evaluate(model_dir, prompts, tmp_path / f"{index}.json", *flags, "--seed", seed)
         for index, seed in enumerate(("3", "3", "4"))
     )
-    assert first == again
+    assert [first[key] for key in ("dense", "rows")] == [again[key] for key in ("dense", "rows")]
     assert first["rows"] != other["rows"]
 
 
 def test_scores_equal_hf_with_masked_neurons_after_a_dense_prompt(model: TorchModel, model_dir: Path) -> None:
     kept = tuple(np.arange(layer, 88, 3, dtype=np.int32) for layer in range(3))
     plan = SparsityPlan("griffin", "uniform", None, 0.66, 88, kept)
-    score = score_answer(model, run_dense(model, ANSWER), plan)
+    reference = run_dense(model, ANSWER)
+    predicted = predict_answer(model, reference, plan)
+    score = score_predictions(predicted, reference.targets, plan, dense=reference.log_probs)
     factory: Any = AutoModelForCausalLM
     hf = factory.from_pretrained(model_dir)
     answer = torch.tensor([ANSWER.token_ids])
@@ -157,8 +163,8 @@ def test_scores_equal_hf_with_masked_neurons_after_a_dense_prompt(model: TorchMo
         sparse = hf(answer[:, :-1], past_key_values=past, use_cache=True).logits[0].log_softmax(-1)
     assert score.num_tokens == 5
     assert score.nll == pytest.approx(-float(sparse.gather(1, answer[0, 1:, None]).sum()), rel=1e-4)
-    assert score.kl == pytest.approx(float((dense.exp() * (dense - sparse)).sum()), rel=1e-3)
-    assert score.num_agreeing == int((dense.argmax(-1) == sparse.argmax(-1)).sum())
+    assert score.from_dense.kl == pytest.approx(float((dense.exp() * (dense - sparse)).sum()), rel=1e-3)
+    assert score.from_dense.num_agreeing == int((dense.argmax(-1) == sparse.argmax(-1)).sum())
     assert score.ffn_reads == pytest.approx(sum(map(len, kept)) / (3 * 88))
 
 

@@ -7,17 +7,25 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from glass_core.config import EngineConfig, resolve_model
+from glass_core.config import AUTO, EngineConfig, resolve_model
+from glass_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from glass_core.offline.evaluate.evaluation import LongformRun
+    from glass_core.runners.native.image import ImageHeader
 
+TORCH, NATIVE = "torch_runner", "native"
+_DTYPES = (AUTO, "float32", "bfloat16", "int4", "int8", "bf16")
 HELP = "measure quality: perplexity and KL of sparse against dense"
 _LONGFORM = """\
 The dense model answers every prompt (temperature 0.7, top-p 0.95). Then each condition, its neurons chosen from the
 prompt alone, is teacher-forced on that answer with dense prompt KV. Reported per answer token: perplexity, mean
 KL(dense || sparse), top-1 agreement, and the share of FFN weights read. `oracle` chooses from the answer's own
-statistics: the bound for any plan that stays fixed during an answer.
+statistics: the bound for any plan that stays fixed during an answer. Every figure has a 95 % bootstrap interval over
+the answers.
+
+With --runner native the float32 torch model stays the reference, and every condition is measured on both: on the native
+runner also the KL from the reference under the same condition.
 
 A prompt file has one JSON object with an `instruction` per line. Skipped are entries whose first `instances` item has a
 non-empty `input`, and instructions of --max-prompt-chars characters or more.
@@ -48,7 +56,14 @@ def _add_longform(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-prompt-chars", type=int, default=120, help="skip longer instructions (default: 120)")
     parser.add_argument("--max-new-tokens", type=int, default=192, help="length of the answers (default: 192)")
     parser.add_argument("--seed", type=int, default=0, help="of the answers and of `random` (default: 0)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--answers", type=Path, metavar="FILE.json", help="take the answers from this file, or put them there for later"
+    )
+    parser.add_argument("--runner", choices=(TORCH, NATIVE), help="default: native for a --dtype of its own")
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default=AUTO, help="int4, int8, bf16: native; float32, bfloat16: torch_runner"
+    )
+    parser.add_argument("--threads", type=int, help="compute threads of the native runner (default: all processors)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result as JSON")
     parser.add_argument(
@@ -69,7 +84,10 @@ def _run_longform(args: argparse.Namespace) -> int:
 
     instructions = read_prompts(args.prompts, limit=args.limit, max_chars=args.max_prompt_chars)
     evaluation = _longform_run(args)
-    result = {"conditions": evaluation.conditions(args.prompts.name), **evaluation.execute(instructions)}
+    result = {
+        "conditions": evaluation.conditions(args.prompts.name, args.command_line),
+        **evaluation.execute(instructions),
+    }
     print_table(result, Console())
     if args.json is not None:
         write_result(args.json, result)
@@ -104,7 +122,9 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
         seed=args.seed,
     )
     model_dir = resolve_model(args.model)
-    model = TorchModel.load(model_dir, dtype=getattr(torch, args.dtype), device=args.device)
+    image = _image(args, model_dir)
+    dtype = args.dtype if image is None and args.dtype != AUTO else "float32"
+    model = TorchModel.load(model_dir, dtype=getattr(torch, dtype), device=args.device)
     config = EngineConfig(model_path=model_dir, model_name=model_dir.name, artifact_path=args.artifact)
     return LongformRun(
         model=model,
@@ -115,4 +135,25 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
         progress=ConsoleProgress(),
+        image=image,
+        num_threads=args.threads,
+        answer_file=args.answers,
     )
+
+
+def _image(args: argparse.Namespace, model_dir: Path) -> "ImageHeader | None":
+    """What the native runner is evaluated on; None when the torch model is.
+
+    Raises ConfigurationError for a dtype that the runner does not have or a native runner that cannot run here.
+    """
+    from glass_core.engine.runner_choice import TORCH_DTYPES
+    from glass_core.runners.native.checkpoint_image import open_or_make_image
+    from glass_core.runners.native.extension import load_extension
+
+    torch_dtype = args.dtype in TORCH_DTYPES
+    if args.runner == TORCH or (args.runner is None and (torch_dtype or args.dtype == AUTO)):
+        if not torch_dtype and args.dtype != AUTO:
+            raise ConfigurationError(f"--dtype must be {' or '.join(TORCH_DTYPES)} for {TORCH}, got {args.dtype!r}")
+        return None
+    load_extension()
+    return open_or_make_image(model_dir, args.dtype)

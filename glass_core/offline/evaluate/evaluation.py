@@ -1,22 +1,28 @@
 """One run of the long-form evaluation: sample the answers, score every condition, collect the result."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from glass_core.api import SparsityParams
 from glass_core.errors import ConfigurationError
-from glass_core.offline.divergence import perplexity
+from glass_core.offline.evaluate.answer_file import kept_answers
 from glass_core.offline.evaluate.answers import TEMPERATURE, TOP_P, Answer, max_steps, sample_answers
-from glass_core.offline.evaluate.conditions import Sweep, evaluation_selectors
-from glass_core.offline.evaluate.longform import ConditionScore, dense_nll, run_dense, score_conditions
-from glass_core.offline.generation import cache_for
+from glass_core.offline.evaluate.bootstrap import Bootstrap
+from glass_core.offline.evaluate.conditions import Sweep
+from glass_core.offline.evaluate.longform import run_dense
+from glass_core.offline.evaluate.scores import ConditionScore, perplexity_of, score_predictions, total_nll
+from glass_core.offline.evaluate.subjects import NativeSubject, Subject, TorchSubject
 from glass_core.offline.progress import Progress
-from glass_core.offline.provenance import machine, versions
+from glass_core.offline.provenance import commit, machine, versions
+from glass_core.runners.native.image import ImageHeader
+from glass_core.runners.native.scoring import NativeScorer
 from glass_core.runners.torch_runner.model import TorchModel
-from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import GlobalStatistics
-from glass_core.sparsity.selection import PlanSelector
 from glass_core.text import TextProcessor
 
 PROTOCOL = (
@@ -27,7 +33,11 @@ PROTOCOL = (
 
 @dataclass(frozen=True, slots=True)
 class LongformRun:
-    """A loaded model, its artifact (with the file it came from), and what to evaluate."""
+    """A loaded model, its artifact (with the file it came from), and what to evaluate.
+
+    With an `image`, the native runner is evaluated on it, and the model is the reference it is compared with. With an
+    `answer_file`, the answers are read from there, or put there when there is none yet.
+    """
 
     model: TorchModel
     model_name: str
@@ -37,6 +47,9 @@ class LongformRun:
     max_new_tokens: int
     seed: int
     progress: Progress
+    image: ImageHeader | None = None
+    num_threads: int | None = None
+    answer_file: Path | None = None
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 2:
@@ -46,33 +59,44 @@ class LongformRun:
 
     def execute(self, instructions: Sequence[str]) -> dict[str, Any]:
         """`dense` and `rows` of the result. Checks every condition before anything slow starts."""
-        selector = self._selector()
-        conditions = [
-            ConditionScore(params, selector.effective_lambda(params)) for params in self.sweep.conditions(selector)
-        ]
+        reference = TorchSubject(self.model, self._statistics())
+        wanted = self.sweep.conditions(reference.selector)
         answers = [answer for answer in self._answers(instructions) if len(answer.token_ids) > 1]
         if not answers:
             raise ConfigurationError("every answer was empty: nothing to score")
-        nll = self._score(answers, selector, conditions)
-        num_tokens = sum(len(answer.token_ids) - 1 for answer in answers)
+        with ExitStack() as stack:
+            subjects = [reference, *self._native(stack, answers)]
+            scores = _empty_scores(subjects, wanted)
+            nll = [self._score(answer, subjects, scores) for answer in self._in_progress(answers)]
+        bootstrap = Bootstrap.over(len(answers), self.seed)
+        num_tokens = [len(answer.token_ids) - 1 for answer in answers]
         return {
-            "dense": {"ppl": perplexity(nll, num_tokens), "num_tokens": num_tokens, "num_answers": len(answers)},
-            "rows": [condition.row() for condition in conditions],
+            "bootstrap": bootstrap.description(),
+            "dense": {
+                **perplexity_of(nll, num_tokens, bootstrap),
+                "num_tokens": sum(num_tokens),
+                "num_answers": len(answers),
+            },
+            "rows": [condition.row(bootstrap) for column in scores for condition in column],
         }
 
-    def _selector(self) -> PlanSelector:
-        spec = self.model.spec
-        # only the runner's magnitudes are wanted, no KV memory
-        smallest_cache = cache_for(spec, num_sequences=1, num_tokens=1, bytes_per_value=self.model.dtype.itemsize)
-        return PlanSelector(
-            num_layers=spec.num_layers,
-            intermediate_size=spec.intermediate_size,
-            statistics=None if self.artifact is None else self.artifact[0],
-            magnitudes=TorchRunner(self.model, smallest_cache).neuron_magnitudes,
-            selectors=evaluation_selectors(),
-        )
+    def _statistics(self) -> GlobalStatistics | None:
+        return None if self.artifact is None else self.artifact[0]
+
+    def _native(self, stack: ExitStack, answers: Sequence[Answer]) -> list[Subject]:
+        """The native runner, where it is asked for."""
+        if self.image is None:
+            return []
+        longest = max(len(answer.prompt) + len(answer.token_ids) for answer in answers)
+        scorer = stack.enter_context(NativeScorer(self.image, max_tokens=longest, num_threads=self.num_threads))
+        return [NativeSubject.on(scorer, self._statistics())]
 
     def _answers(self, instructions: Sequence[str]) -> list[Answer]:
+        if self.answer_file is None:
+            return self._sample(instructions)
+        return kept_answers(self.answer_file, self._origin(instructions), lambda: self._sample(instructions))
+
+    def _sample(self, instructions: Sequence[str]) -> list[Answer]:
         steps = max_steps(len(instructions), self.max_new_tokens)
         with self.progress.task("sampling dense answers", steps) as advance:
             return sample_answers(
@@ -84,33 +108,71 @@ class LongformRun:
                 on_step=advance,
             )
 
-    def _score(self, answers: Sequence[Answer], selector: PlanSelector, conditions: Sequence[ConditionScore]) -> float:
-        """Score everything; returns the dense model's total negative log-likelihood."""
-        nll = 0.0
+    def _in_progress(self, answers: Sequence[Answer]) -> Iterator[Answer]:
         with self.progress.task("scoring answers", len(answers)) as advance:
             for answer in answers:
-                dense = run_dense(self.model, answer)
-                score_conditions(self.model, selector, dense, conditions)
-                nll += dense_nll(dense)
+                yield answer
                 advance()
-        return nll
 
-    def conditions(self, prompts: str) -> dict[str, Any]:
+    def _score(self, answer: Answer, subjects: Sequence[Subject], scores: Sequence[Sequence[ConditionScore]]) -> float:
+        """Add this answer's score to every condition of every subject; the dense model's own summed nll."""
+        dense = run_dense(self.model, answer)
+        for subject in subjects:
+            subject.begin(answer, dense)
+        for condition in zip(*scores, strict=True):
+            twin: Tensor | None = None
+            for subject, score in zip(subjects, condition, strict=True):
+                log_probs, plan = subject.predict(score.params)
+                score.answers.append(
+                    score_predictions(log_probs, dense.targets, plan, dense=dense.log_probs, twin=twin)
+                )
+                twin = log_probs if twin is None else twin
+        return total_nll(dense.log_probs, dense.targets)
+
+    def conditions(self, prompts: str, command: str) -> dict[str, Any]:
         """What the result depends on; `prompts` names the prompt file."""
         statistics, path = (None, None) if self.artifact is None else self.artifact
         return {
             "protocol": PROTOCOL,
+            "command": command,
+            "commit": commit(),
             "model": self.model_name,
-            "fingerprint": self.model.fingerprint,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
-            "device": str(self.model.device),
             "prompts": prompts,
-            "max_new_tokens": self.max_new_tokens,
-            "temperature": TEMPERATURE,
-            "top_p": TOP_P,
-            "seed": self.seed,
+            **self._sampling(),
+            "device": str(self.model.device),
+            "image": None if self.image is None else {"format": self.image.format, "exact": self.image.exact},
             "artifact": None if path is None else path.name,
             "artifact_corpus": None if statistics is None else dict(statistics.manifest.corpus),
             "machine": machine(),
             "versions": versions(),
         }
+
+    def _sampling(self) -> dict[str, Any]:
+        return {
+            "fingerprint": self.model.fingerprint,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": TEMPERATURE,
+            "top_p": TOP_P,
+            "seed": self.seed,
+        }
+
+    def _origin(self, instructions: Sequence[str]) -> dict[str, Any]:
+        """All that the answers depend on."""
+        return {**self._sampling(), "instructions": list(instructions)}
+
+
+def _empty_scores(subjects: Sequence[Subject], wanted: Sequence[SparsityParams]) -> list[list[ConditionScore]]:
+    """One list of all conditions per subject; the first subject's are the twins of the others'."""
+    columns: list[list[ConditionScore]] = []
+    for subject in subjects:
+        twins = columns[0] if columns else [None] * len(wanted)
+        columns.append(
+            [
+                ConditionScore(
+                    params, subject.selector.effective_lambda(params), subject.runner, subject.dtype, twin=twin
+                )
+                for params, twin in zip(wanted, twins, strict=True)
+            ]
+        )
+    return columns

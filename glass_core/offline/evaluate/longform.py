@@ -5,63 +5,18 @@ and shared, as in the server. Scored are all answer tokens but the first: that o
 logits whatever the condition, so it would only dilute the difference.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from glass_core.api import SparsityParams
-from glass_core.offline.divergence import perplexity, token_kl
 from glass_core.offline.evaluate.answers import Answer
-from glass_core.offline.evaluate.conditions import ORACLE
 from glass_core.runners.torch_runner.attention import SequenceCache
 from glass_core.runners.torch_runner.model import Ffn, TorchModel
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
 from glass_core.runners.torch_runner.views import PackedViews
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
-from glass_core.sparsity.selection import PlanSelector
-
-
-@dataclass(frozen=True, slots=True)
-class AnswerScore:
-    """Sums over one answer's scored tokens, in nats; `ffn_reads` is the share of FFN weights read per token."""
-
-    num_tokens: int
-    nll: float
-    kl: float
-    num_agreeing: int
-    ffn_reads: float
-
-
-@dataclass(slots=True)
-class ConditionScore:
-    """The scores of all answers under one condition. `lambda_` is the one in effect, None when nothing is fused."""
-
-    params: SparsityParams
-    lambda_: float | None
-    answers: list[AnswerScore] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(score.num_tokens for score in self.answers)
-
-    def row(self) -> dict[str, str | float | int | bool | None]:
-        """The result's row: token-weighted means. `sparsity` is the requested one, `ffn_reads` what was kept."""
-        total = self.num_tokens
-        return {
-            "method": self.params.method,
-            "sparsity": self.params.sparsity,
-            "lambda": self.lambda_,
-            "profile": self.params.profile,
-            "refine": False,
-            "ppl": perplexity(sum(score.nll for score in self.answers), total),
-            "kl": sum(score.kl for score in self.answers) / total,
-            "agreement": sum(score.num_agreeing for score in self.answers) / total,
-            "ffn_reads": sum(score.ffn_reads * score.num_tokens for score in self.answers) / total,
-            "num_tokens": total,
-        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,31 +45,10 @@ def run_dense(model: TorchModel, answer: Answer) -> DenseAnswer:
 
 
 @torch.no_grad()
-def score_answer(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan | None) -> AnswerScore:
-    """Teacher-force the plan (None = dense) on an answer."""
+def predict_answer(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan | None) -> Tensor:
+    """Log-probabilities (n, vocab) of the scored tokens, teacher-forced under the plan (None = dense)."""
     ffn = model.dense_ffn if plan is None else PackedViews(model, plan).ffn
-    log_probs = _predict(model, dense.continuation, dense.prompt_cache.fork(), ffn)
-    return AnswerScore(
-        num_tokens=len(dense.targets),
-        nll=-float(log_probs.gather(1, dense.targets[:, None]).sum()),
-        kl=float(token_kl(dense.log_probs, log_probs).sum()),
-        num_agreeing=int((log_probs.argmax(dim=-1) == dense.log_probs.argmax(dim=-1)).sum()),
-        ffn_reads=1.0 if plan is None else 1.0 - plan.sparsity,
-    )
-
-
-def score_conditions(
-    model: TorchModel, selector: PlanSelector, dense: DenseAnswer, conditions: Sequence[ConditionScore]
-) -> None:
-    """Add this answer's score to every condition."""
-    for condition in conditions:
-        observed = dense.answer_statistics if condition.params.method == ORACLE else dense.prompt_statistics
-        condition.answers.append(score_answer(model, dense, selector.select(condition.params, observed)))
-
-
-def dense_nll(dense: DenseAnswer) -> float:
-    """Negative log-likelihood of the scored tokens under the dense model, summed, in nats."""
-    return -float(dense.log_probs.gather(1, dense.targets[:, None]).sum())
+    return _predict(model, dense.continuation, dense.prompt_cache.fork(), ffn)
 
 
 def _observe(model: TorchModel, token_ids: Tensor, cache: SequenceCache) -> tuple[Tensor, LocalStatistics]:
