@@ -44,37 +44,35 @@ def test_the_native_runner_beside_the_reference(model_dir: Path, prompts: Path, 
     answers, flags = tmp_path / "answers.json", ("--methods", "dense,griffin,oracle", "--sparsities", "0.5")
     assert main(["quantize", str(model_dir), "--format", "bf16"]) == 0
     assert main(["quantize", str(model_dir), "--format", "int8"]) == 0
-    kept = ("--answers", str(answers))
-    native = [
-        evaluate(model_dir, prompts, tmp_path / f"{dtype}.json", *flags, *kept, "--dtype", dtype, "--threads", "1")
-        for dtype in ("bf16", "int8")
-    ]
+    native = ("--dtype", "bf16,int8", "--threads", "1", "--answers", str(answers))
+    result = evaluate(model_dir, prompts, tmp_path / "native.json", *flags, *native)
+    again = evaluate(model_dir, prompts, tmp_path / "again.json", *flags, *native)
     alone = evaluate(model_dir, prompts, tmp_path / "alone.json", *flags, "--runner", "torch_runner")
-    for result, dtype in zip(native, ("bf16", "int8"), strict=True):
-        reference, theirs = result["rows"][:3], result["rows"][3:]
-        assert reference == alone["rows"]
-        assert [(row["runner"], row["dtype"]) for row in theirs] == [("native", dtype)] * 3
-        assert [row["method"] for row in theirs] == ["dense", "griffin", "oracle"]
-        for mine, row in zip(reference, theirs, strict=True):
+    assert again["rows"] == result["rows"]
+    reference, bf16, int8 = result["rows"][:3], result["rows"][3:6], result["rows"][6:]
+    assert reference == alone["rows"]
+    for rows, dtype in ((bf16, "bf16"), (int8, "int8")):
+        assert [(row["runner"], row["dtype"]) for row in rows] == [("native", dtype)] * 3
+        assert [row["method"] for row in rows] == ["dense", "griffin", "oracle"]
+        for mine, row in zip(reference, rows, strict=True):
             assert row["kl_change"] == pytest.approx(row["kl"] - mine["kl"], abs=1e-9)
             assert row["kl_interval"][0] <= row["kl"] <= row["kl_interval"][1]
             # what the runner adds is little beside what the condition costs
             assert 0 <= row["kl_same_condition"] < 0.5 * max(mine["kl"], 0.05)
-        dense = theirs[0]
-        assert dense["kl"] == pytest.approx(dense["kl_same_condition"], rel=1e-3, abs=1e-7)
-        assert len(curves(result["rows"])) == 6
-    bf16, int8 = (result["rows"][3] for result in native)
-    assert bf16["kl"] < int8["kl"]
-    assert bf16["agreement"] > 0.9
+        assert rows[0]["kl"] == pytest.approx(rows[0]["kl_same_condition"], rel=1e-3, abs=1e-7)
+    assert bf16[0]["kl"] < int8[0]["kl"]
+    assert bf16[0]["agreement"] > 0.9
+    assert len(curves(result["rows"])) == 9
 
 
 def test_runner_and_dtype_must_fit(model_dir: Path, prompts: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["eval", "longform", str(model_dir), "--prompts", str(prompts)]
     assert main([*words, "--runner", "torch_runner", "--dtype", "int8"]) == 1
-    assert "--dtype must be float32 or bfloat16 for torch_runner, got 'int8'" in capsys.readouterr().err
-    if why_missing() is None:
-        assert main([*words, "--runner", "native", "--dtype", "float32"]) == 1
-        assert "dtype must be auto or one of" in capsys.readouterr().err
+    assert "--dtype must be one of float32, bfloat16 for torch_runner, got 'int8'" in capsys.readouterr().err
+    assert main([*words, "--dtype", "float32,bfloat16"]) == 1
+    assert "must be one of float32" in capsys.readouterr().err
+    assert main([*words, "--dtype", "int4,float32"]) == 1
+    assert "must be one or several of int4, int8, bf16 for native, got 'int4,float32'" in capsys.readouterr().err
 
 
 def sample_nothing() -> list[Answer]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from glass_core.runners.native.image import ImageHeader
 
 TORCH, NATIVE = "torch_runner", "native"
-_DTYPES = (AUTO, "float32", "bfloat16", "int4", "int8", "bf16")
+_TORCH_DTYPES, _NATIVE_DTYPES = ("float32", "bfloat16"), ("int4", "int8", "bf16")
 HELP = "measure quality: perplexity and KL of sparse against dense"
 _LONGFORM = """\
 The dense model answers every prompt (temperature 0.7, top-p 0.95). Then each condition, its neurons chosen from the
@@ -61,7 +61,9 @@ def _add_longform(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--runner", choices=(TORCH, NATIVE), help="default: native for a --dtype of its own")
     parser.add_argument(
-        "--dtype", choices=_DTYPES, default=AUTO, help="int4, int8, bf16: native; float32, bfloat16: torch_runner"
+        "--dtype",
+        default=AUTO,
+        help="int4, int8, bf16 or several, separated by commas: native; float32, bfloat16: torch",
     )
     parser.add_argument("--threads", type=int, help="compute threads of the native runner (default: all processors)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
@@ -122,8 +124,8 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
         seed=args.seed,
     )
     model_dir = resolve_model(args.model)
-    image = _image(args, model_dir)
-    dtype = args.dtype if image is None and args.dtype != AUTO else "float32"
+    formats = _native_formats(args)
+    dtype = "float32" if formats or args.dtype == AUTO else args.dtype
     model = TorchModel.load(model_dir, dtype=getattr(torch, dtype), device=args.device)
     config = EngineConfig(model_path=model_dir, model_name=model_dir.name, artifact_path=args.artifact)
     return LongformRun(
@@ -135,25 +137,35 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
         progress=ConsoleProgress(),
-        image=image,
+        images=_images(model_dir, formats),
         num_threads=args.threads,
         answer_file=args.answers,
     )
 
 
-def _image(args: argparse.Namespace, model_dir: Path) -> "ImageHeader | None":
-    """What the native runner is evaluated on; None when the torch model is.
+def _native_formats(args: argparse.Namespace) -> tuple[str, ...]:
+    """What the native runner is evaluated in, none when the torch model is.
 
-    Raises ConfigurationError for a dtype that the runner does not have or a native runner that cannot run here.
+    Raises ConfigurationError for dtypes that the runner does not have.
     """
-    from glass_core.engine.runner_choice import TORCH_DTYPES
+    from glass_core.offline.flags import parse_names
+
+    dtypes = parse_names(args.dtype, "--dtype")
+    if args.runner is None and dtypes == (AUTO,):
+        return ()
+    runner = args.runner or (NATIVE if dtypes[0] in _NATIVE_DTYPES else TORCH)
+    known = _NATIVE_DTYPES if runner == NATIVE else _TORCH_DTYPES
+    if not set(dtypes) <= {AUTO, *known} or (runner == TORCH and len(dtypes) > 1):
+        several = "one or several" if runner == NATIVE else "one"
+        raise ConfigurationError(f"--dtype must be {several} of {', '.join(known)} for {runner}, got {args.dtype!r}")
+    return dtypes if runner == NATIVE else ()
+
+
+def _images(model_dir: Path, formats: tuple[str, ...]) -> "tuple[ImageHeader, ...]":
+    """Raises ConfigurationError when the native runner cannot run here."""
     from glass_core.runners.native.checkpoint_image import open_or_make_image
     from glass_core.runners.native.extension import load_extension
 
-    torch_dtype = args.dtype in TORCH_DTYPES
-    if args.runner == TORCH or (args.runner is None and (torch_dtype or args.dtype == AUTO)):
-        if not torch_dtype and args.dtype != AUTO:
-            raise ConfigurationError(f"--dtype must be {' or '.join(TORCH_DTYPES)} for {TORCH}, got {args.dtype!r}")
-        return None
-    load_extension()
-    return open_or_make_image(model_dir, args.dtype)
+    if formats:
+        load_extension()
+    return tuple(open_or_make_image(model_dir, name) for name in formats)

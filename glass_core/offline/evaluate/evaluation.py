@@ -35,7 +35,7 @@ PROTOCOL = (
 class LongformRun:
     """A loaded model, its artifact (with the file it came from), and what to evaluate.
 
-    With an `image`, the native runner is evaluated on it, and the model is the reference it is compared with. With an
+    With `images`, the native runner is evaluated on each, and the model is the reference it is compared with. With an
     `answer_file`, the answers are read from there, or put there when there is none yet.
     """
 
@@ -47,7 +47,7 @@ class LongformRun:
     max_new_tokens: int
     seed: int
     progress: Progress
-    image: ImageHeader | None = None
+    images: tuple[ImageHeader, ...] = ()
     num_threads: int | None = None
     answer_file: Path | None = None
 
@@ -84,12 +84,10 @@ class LongformRun:
         return None if self.artifact is None else self.artifact[0]
 
     def _native(self, stack: ExitStack, answers: Sequence[Answer]) -> list[Subject]:
-        """The native runner, where it is asked for."""
-        if self.image is None:
-            return []
+        """The native runner on every image, open as long as the stack."""
         longest = max(len(answer.prompt) + len(answer.token_ids) for answer in answers)
-        scorer = stack.enter_context(NativeScorer(self.image, max_tokens=longest, num_threads=self.num_threads))
-        return [NativeSubject.on(scorer, self._statistics())]
+        scorers = [NativeScorer(image, max_tokens=longest, num_threads=self.num_threads) for image in self.images]
+        return [NativeSubject.on(stack.enter_context(scorer), self._statistics()) for scorer in scorers]
 
     def _answers(self, instructions: Sequence[str]) -> list[Answer]:
         if self.answer_file is None:
@@ -140,7 +138,7 @@ class LongformRun:
             "prompts": prompts,
             **self._sampling(),
             "device": str(self.model.device),
-            "image": None if self.image is None else {"format": self.image.format, "exact": self.image.exact},
+            "images": [{"format": image.format, "exact": image.exact} for image in self.images],
             "artifact": None if path is None else path.name,
             "artifact_corpus": None if statistics is None else dict(statistics.manifest.corpus),
             "machine": machine(),
