@@ -4,11 +4,13 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from glass_core.checkpoint.prepared import open_prepared
 from glass_core.errors import ConfigurationError
@@ -188,7 +190,7 @@ def test_quality_stands_beside_the_speed(model_dir: Path, gguf: Path, tmp_path: 
     make_image(open_prepared(model_dir), "int8")
     bench, server = write_llama_bench(tmp_path)[0], write_llama_server(tmp_path)
     from glass_core.config import EngineConfig
-    from glass_core.offline.bench.quality import QualitySettings, measure_quality
+    from glass_core.offline.bench.quality import QualitySettings, measure_quality, print_quality
     from glass_core.offline.bench.session import open_session
     from glass_core.offline.progress import SilentProgress
 
@@ -202,6 +204,12 @@ def test_quality_stands_beside_the_speed(model_dir: Path, gguf: Path, tmp_path: 
     assert 0 <= dense["kl"] < half["kl"]
     assert dense["kl"] < theirs["kl"]
     assert theirs["side"] == "Q4_0"
+    assert dense["kl_interval"][0] <= dense["kl"] <= dense["kl_interval"][1]
+    output = StringIO()
+    print_quality([dense, half, theirs], Console(file=output, width=100))
+    printed = output.getvalue()
+    assert f"{dense['num_tokens']} answer tokens" in printed
+    assert f"{half['kl']:.4f}" in printed
 
 
 def test_scores_and_their_place() -> None:
@@ -210,14 +218,24 @@ def test_scores_and_their_place() -> None:
     score = Score.of([reference], [uniform])
     expected = (reference.exp() * (reference - uniform)).sum() / 2
     assert score.kl == pytest.approx(float(expected))
-    assert (score.agreement, score.num_tokens) == (0.5, 2)
+    assert (score.agreement, score.num_tokens, score.kl_interval) == (0.5, 2, None)
+    low, high = Score.of([reference, reference], [uniform, reference]).kl_interval or (1.0, 0.0)
+    assert low == pytest.approx(0.0, abs=1e-6)
+    assert high == pytest.approx(float(expected))
     rows: list[dict[str, Any]] = [
-        {"peer": "Q4_0", "sparsity": 0.5},
-        {"peer": "own dense", "sparsity": 0.0},
-        {"peer": "x"},
+        {"peer": "llama-server Q4_0", "sparsity": 0.5},
+        {"peer": "own dense", "sparsity": 0.5},
+        {"peer": "x", "sparsity": 0.0},
+        {"peer": "Q4_0"},
     ]
-    add_quality(rows, [{"side": "ours", "sparsity": 0.5, "kl": 0.1}, {"side": "Q4_0", "kl": 0.2}])
-    assert [(row.get("kl_ours"), row.get("kl_theirs")) for row in rows] == [(0.1, 0.2), (None, None), (None, None)]
+    ours = [{"side": "ours", "sparsity": s, "kl": kl, "agreement": 1 - kl} for s, kl in ((0.0, 0.01), (0.5, 0.1))]
+    add_quality(rows, [*ours, {"side": "Q4_0", "kl": 0.2, "agreement": 0.8}])
+    assert [(row.get("kl_ours"), row.get("kl_theirs")) for row in rows] == [
+        (0.1, 0.2), (0.1, 0.01), (0.01, None), (None, None),
+    ]  # fmt: skip
+    assert [(row.get("agreement_ours"), row.get("agreement_theirs")) for row in rows] == [
+        (0.9, 0.8), (0.9, 0.99), (0.99, None), (None, None),
+    ]  # fmt: skip
 
 
 def test_quality_is_of_the_native_runner(model_dir: Path, gguf: Path, tmp_path: Path) -> None:

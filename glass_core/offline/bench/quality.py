@@ -5,13 +5,15 @@ sparsity's plan (chosen from the prompt alone), and llama.cpp's server, which is
 whole vocabulary. The first token of an answer comes from the prompt pass and is not scored.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from glass_core.api import SparsityParams
@@ -19,9 +21,10 @@ from glass_core.errors import ConfigurationError
 from glass_core.offline.bench.llama_cpp import LlamaBench, llama_server_command
 from glass_core.offline.bench.load.process import LOOPBACK, ServerProcess, free_port
 from glass_core.offline.bench.session import Session
-from glass_core.offline.divergence import token_kl
 from glass_core.offline.evaluate.answers import Answer, max_steps, sample_answers
+from glass_core.offline.evaluate.bootstrap import Bootstrap, Interval
 from glass_core.offline.evaluate.longform import DenseAnswer, run_dense
+from glass_core.offline.evaluate.scores import Divergence
 from glass_core.offline.progress import Progress
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.scoring import NativeScorer
@@ -33,26 +36,32 @@ INSTRUCTIONS = (
     "Give three tips for staying healthy.",
     "What is the capital of France, and what is it known for?",
     "Describe how a bill becomes a law.",
+    "Write a short story about a lost key.",
+    "How does a refrigerator work?",
+    "Compare cats and dogs as pets.",
+    "Write a Python function that reverses a list.",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Mean KL in nats and share of equal best tokens over the scored tokens."""
+    """Mean KL in nats and share of equal best tokens over the scored tokens, with bootstrap intervals over answers."""
 
     kl: float
     agreement: float
     num_tokens: int
+    kl_interval: Interval | None
+    agreement_interval: Interval | None
 
     @classmethod
-    def of(cls, references: Sequence[Tensor], others: Sequence[Tensor]) -> "Score":
+    def of(cls, references: Sequence[Tensor], others: Sequence[Tensor], *, seed: int = 0) -> "Score":
         """Of log-probabilities (n, vocab) per answer."""
-        reference, other = torch.cat(list(references)), torch.cat(list(others))
-        same = reference.argmax(dim=-1) == other.argmax(dim=-1)
-        return cls(float(token_kl(reference, other).mean()), float(same.float().mean()), len(reference))
-
-    def row(self) -> dict[str, float | int]:
-        return {"kl": self.kl, "agreement": self.agreement, "num_tokens": self.num_tokens}
+        found = [Divergence.of(mine, theirs) for mine, theirs in zip(references, others, strict=True)]
+        kl, same = [one.kl for one in found], [one.num_agreeing for one in found]
+        num_tokens = [len(reference) for reference in references]
+        bootstrap, total = Bootstrap.over(len(found), seed), sum(num_tokens)
+        intervals = bootstrap.interval(kl, num_tokens), bootstrap.interval(same, num_tokens)
+        return cls(sum(kl) / total, sum(same) / total, total, *intervals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ class QualitySettings:
 
     sparsities: tuple[float, ...]
     method: str
-    num_tokens: int = 128
+    num_tokens: int = 320
     seed: int = 0
     llama_server: Path | None = None
     peers: tuple[LlamaBench, ...] = ()
@@ -74,7 +83,7 @@ class QualitySettings:
 
 
 def measure_quality(session: Session, settings: QualitySettings, progress: Progress) -> list[dict[str, Any]]:
-    """Rows {"side": "ours" with "sparsity", or the peer's label, "kl", "agreement", "num_tokens"}.
+    """Rows {"side": "ours" with "sparsity", or the peer's label, and a Score's fields}.
 
     Raises ConfigurationError for a runner other than native: what the others compute is not this table's question.
     """
@@ -86,23 +95,45 @@ def measure_quality(session: Session, settings: QualitySettings, progress: Progr
     with progress.task("scoring", len(settings.sparsities) + len(settings.peers)) as advance:
         for sparsity in settings.sparsities:
             score = Score.of(log_probs, _our_log_probs(session, session.image, settings, answers, sparsity))
-            rows.append({"side": "ours", "sparsity": sparsity, **score.row()})
+            rows.append({"side": "ours", "sparsity": sparsity, **asdict(score)})
             advance()
         for peer in settings.peers:
             score = Score.of(log_probs, _their_log_probs(settings, peer, answers, session.spec.vocab_size))
-            rows.append({"side": peer.label, **score.row()})
+            rows.append({"side": peer.label, **asdict(score)})
             advance()
     return rows
 
 
 def add_quality(rows: Iterable[dict[str, Any]], quality: Iterable[dict[str, Any]]) -> None:
-    """Put `kl_ours` and `kl_theirs` into the rows of a comparison that have a sparsity."""
-    ours = {row["sparsity"]: row["kl"] for row in quality if row["side"] == "ours"}
-    theirs = {row["side"]: row["kl"] for row in quality if row["side"] != "ours"}
+    """Put KL and agreement of both sides into the rows of a comparison that have a sparsity: `kl_ours`, `kl_theirs`,
+    `agreement_ours`, `agreement_theirs`, None where a side was not measured."""
+    measured = list(quality)
+    ours = {row["sparsity"]: row for row in measured if row["side"] == "ours"}
+    theirs = {row["side"]: row for row in measured if row["side"] != "ours"}
+    if 0.0 in ours:
+        theirs["own dense"] = ours[0.0]
     for row in rows:
         if "sparsity" in row:
-            row["kl_ours"] = ours.get(row["sparsity"])
-            row["kl_theirs"] = theirs.get(row["peer"].removeprefix("llama-server "))
+            peer = row["peer"].removeprefix("llama-server ")
+            for name in ("kl", "agreement"):
+                row[f"{name}_ours"] = ours.get(row["sparsity"], {}).get(name)
+                row[f"{name}_theirs"] = theirs.get(peer, {}).get(name)
+
+
+def print_quality(quality: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """One line per side and sparsity."""
+    table = Table("side", title=f"quality · {quality[0]['num_tokens']} answer tokens, against float32")
+    for name in ("KL", "95 % interval", "top-1", "95 % interval"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in quality:
+        side = f"ours, {row['sparsity']:g}" if row["side"] == "ours" else row["side"]
+        table.add_row(side, *_with_interval(row, "kl", "{:.4f}"), *_with_interval(row, "agreement", "{:.1%}"))
+    console.print(table)
+
+
+def _with_interval(row: Mapping[str, Any], name: str, form: str) -> tuple[str, str]:
+    interval = row[f"{name}_interval"]
+    return form.format(row[name]), "" if interval is None else " - ".join(map(form.format, interval))
 
 
 def _references(

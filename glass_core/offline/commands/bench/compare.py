@@ -3,8 +3,9 @@
 Give paths of llama.cpp's `llama-bench` and of a GGUF file of the same model; several --gguf make several peers. Each
 repeat measures both sides back to back, in swapping order; a ratio is the median of the repeats' own ratios. Repeats
 that other processes disturbed are discarded and measured again. llama-bench samples no tokens, we do. With
---llama-server the two HTTP servers are compared as well. With --quality the table has KL(fp32 || side) per token of the
-fp32 model's own answers: of our side under each sparsity's plan, and, where there is a --llama-server, of the peer.
+--llama-server the two HTTP servers are compared as well. Beside the ratios stands KL(fp32 || side) per token of
+the fp32 model's own answers: of our side under each sparsity's plan, and of the peer's files where there is a
+llama-server (given, or beside llama-bench).
 """
 
 import argparse
@@ -48,8 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="measure a repeat again when other processes used more of the machine meanwhile (default: 0.1)",
     )
-    parser.add_argument("--quality", action="store_true", help="measure the KL to fp32 of both sides' settings")
-    parser.add_argument("--quality-tokens", type=int, default=128, help="answer tokens scored (default: 128)")
+    parser.add_argument(
+        "--quality",
+        action=argparse.BooleanOptionalAction,
+        help="measure the KL to fp32 of both sides' settings (default: where the native runner runs a real model)",
+    )
+    parser.add_argument("--quality-tokens", type=int, default=320, help="answer tokens scored (default: 320)")
     add_engine(parser)
     add_common(parser)
 
@@ -66,9 +71,13 @@ def run(args: argparse.Namespace) -> int:
         result = _engines(args, session, peers, settings)
         if args.llama_server is not None:
             _add_servers(args, session, peers, settings, result)
-        if args.quality:
+        if _wants_quality(args, session):
             _add_quality(args, session, peers, settings, result)
     print_compare(result, Console())
+    if "quality" in result:
+        from glass_core.offline.bench.quality import print_quality  # brings torch
+
+        print_quality(result["quality"], Console())
     return finish(args, result)
 
 
@@ -121,6 +130,13 @@ def _engines(
     return {"conditions": conditions, "disturbance": {"engines": quiet.as_json()}, "rows": rows}
 
 
+def _wants_quality(args: argparse.Namespace, session: "Session") -> bool:
+    """Whether the quality is measured: as asked for, else where it can be."""
+    if args.quality is None:
+        return args.random is None and session.image is not None
+    return bool(args.quality)
+
+
 def _add_quality(
     args: argparse.Namespace,
     session: "Session",
@@ -128,17 +144,20 @@ def _add_quality(
     settings: "CompareSettings",
     result: dict[str, Any],
 ) -> None:
-    """Measure, and put the KL of both sides into the rows they belong to."""
+    """Measure, and put the KL of both sides into the rows they belong to. The peer's needs its server: the one given,
+    else the one beside its benchmark program."""
     from glass_core.offline.bench.quality import QualitySettings, add_quality, measure_quality
     from glass_core.offline.progress import ConsoleProgress
 
+    beside = args.llama_bench.with_name("llama-server")
+    server = args.llama_server or (beside if beside.is_file() else None)
     asked = QualitySettings(
         sparsities=settings.sparsities,
         method=settings.method,
         num_tokens=args.quality_tokens,
         seed=args.seed,
-        llama_server=args.llama_server,
-        peers=tuple(peers) if args.llama_server is not None else (),
+        llama_server=server,
+        peers=tuple(peers) if server is not None else (),
     )
     result["quality"] = measure_quality(session, asked, ConsoleProgress())
     add_quality(result["rows"], result["quality"])
