@@ -19,7 +19,8 @@ from glass_core.offline.ffn_cost_report import describe, known_costs
 from glass_core.offline.provenance import num_cores
 from glass_core.runners.native.checkpoint_image import available_formats, open_image
 from glass_core.runners.native.extension import load_extension, why_missing
-from glass_core.runners.native.image import verify_payload
+from glass_core.runners.native.huge_pages import huge_page_bytes
+from glass_core.runners.native.image import ImageHeader, verify_payload
 from glass_core.runners.native.processor import cpu_info, cpu_model
 from glass_core.runners.native.runner import ISA_VARIABLE
 
@@ -162,11 +163,16 @@ def _model(path: Path) -> Finding:
     return Finding(subject, Status.OK, f"{size}; artifact {found[1].name} matches")
 
 
+def _in_huge_pages(header: ImageHeader) -> str:
+    share = huge_page_bytes(header.path) / header.path.stat().st_size
+    return f"{share:.0%} in 2-MB pages"
+
+
 def _images(checkpoint: PreparedCheckpoint) -> str:
     """The weight images of a model, each read once to see that it is intact. Raises CheckpointError when one is not."""
     described = []
     for name in available_formats(checkpoint.model_dir):
         header = open_image(checkpoint, name)
         verify_payload(header)
-        described.append(f"{name} image ({'exact' if header.exact else 'nearest'})")
+        described.append(f"{name} image ({'exact' if header.exact else 'nearest'}, {_in_huge_pages(header)})")
     return ", ".join(described) or "no weight image yet (made at the first start)"

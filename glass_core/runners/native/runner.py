@@ -18,8 +18,9 @@ from glass_core.runners.checks import block_problem, check_rows, statistics_prob
 from glass_core.runners.native.checkpoint_image import open_or_make_image
 from glass_core.runners.native.costs import row_costs
 from glass_core.runners.native.extension import load_extension
-from glass_core.runners.native.ffn_costs import choose_paths_by_cost, measure_paths
+from glass_core.runners.native.ffn_costs import choose_paths_by_cost, costs_path, measure_paths
 from glass_core.runners.native.ffn_work import FfnWork, dense_work
+from glass_core.runners.native.huge_pages import read_in_huge_pages
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.plan_keys import PlanKeys
 from glass_core.runners.native.rope import RopeFrequencies
@@ -42,6 +43,8 @@ def load(config: EngineConfig) -> "NativeRunner":
     if config.device != "cpu":
         raise ConfigurationError(f"device must be cpu for native, got {config.device!r}")
     header = open_or_make_image(config.model_path, config.dtype)
+    if not costs_path(header.path).is_file():  # the first start with this image
+        read_in_huge_pages(header.path)
     runner = NativeRunner(header, config.cache, num_threads=config.num_threads)
     runner.choose_ffn_paths_by_cost()
     return runner

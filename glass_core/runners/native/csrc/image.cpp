@@ -14,6 +14,7 @@ namespace glass {
 namespace {
 
 constexpr int64_t kMaxDimension = int64_t{1} << 31;
+constexpr size_t kReadAtOnceBytes = size_t{512} << 20;
 
 [[noreturn]] void refuse(const std::string& tensor, const std::string& problem) {
     throw std::runtime_error("weight image: tensor '" + tensor + "' " + problem);
@@ -36,6 +37,17 @@ void check_dimensions(const TensorEntry& entry) {
         }
     }
     if (entry.padded_cols < entry.cols) refuse(entry.name, "has fewer padded columns than columns");
+}
+
+// Asks for 2-MB pages, which the page cache has where the file was not cached before, and reads an image of a small
+// model at once. Other images come in as they are used: reading ahead would cache them in small pages.
+void read_ahead(uint8_t* base, size_t num_bytes) {
+#if defined(MADV_HUGEPAGE)
+    madvise(base, num_bytes, MADV_HUGEPAGE);
+#endif
+#if defined(MADV_POPULATE_READ)
+    if (num_bytes <= kReadAtOnceBytes) madvise(base, num_bytes, MADV_POPULATE_READ);
+#endif
 }
 
 }  // namespace
@@ -66,7 +78,7 @@ Image::Image(const std::string& path, uint64_t payload_offset, uint64_t payload_
         munmap(base_, num_bytes_);
         throw;
     }
-    madvise(base_, num_bytes_, MADV_WILLNEED);
+    read_ahead(base_, num_bytes_);
 }
 
 Image::~Image() { munmap(base_, num_bytes_); }
