@@ -10,6 +10,7 @@ from glass_core.errors import ConfigurationError, ModelNotFoundError
 DEFAULT_MODEL = "smollm2-135m"
 PREPARED_MANIFEST = "glass.json"
 AUTO = "auto"
+KV_CACHE_DTYPES = ("bf16", "int8")
 _MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -36,7 +37,8 @@ class SchedulerConfig:
 class CacheConfig:
     """Memory budgets in bytes: the KV cache, and packed weight views of sparse requests (runners whose views copy).
 
-    `prefix_statistics_bytes` is the prefix cache's budget for the statistics that sparse requests need of a cached
+    `kv_cache_dtype` is how the native runner stores keys and values: bf16, or int8 with scales for nearly twice the
+    tokens. The torch runner stores its own dtype. `prefix_statistics_bytes` is the prefix cache's budget for the statistics that sparse requests need of a cached
     prefix; what is cached of keys and values lies in the KV cache.
     """
 
@@ -45,8 +47,12 @@ class CacheConfig:
     view_cache_bytes: int = 3 << 30
     enable_prefix_caching: bool = True
     prefix_statistics_bytes: int = 256 << 20
+    kv_cache_dtype: str = KV_CACHE_DTYPES[0]
 
     def __post_init__(self) -> None:
+        if self.kv_cache_dtype not in KV_CACHE_DTYPES:
+            known = ", ".join(KV_CACHE_DTYPES)
+            raise ConfigurationError(f"kv_cache_dtype must be one of {known}, got {self.kv_cache_dtype!r}")
         for name in ("block_size", "kv_cache_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigurationError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -11,7 +11,15 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from glass_core.api import DENSE_METHOD, MAX_SPARSITY
-from glass_core.config import AUTO, DEFAULT_MODEL, CacheConfig, EngineConfig, SchedulerConfig, resolve_model
+from glass_core.config import (
+    AUTO,
+    DEFAULT_MODEL,
+    KV_CACHE_DTYPES,
+    CacheConfig,
+    EngineConfig,
+    SchedulerConfig,
+    resolve_model,
+)
 from glass_core.errors import ConfigurationError
 
 ENV_PREFIX = "GLASS_"
@@ -57,6 +65,9 @@ class Settings(BaseSettings):
     max_waiting: Positive = Field(128, description="sequences that may wait; more are answered with 429")
     block_size: Positive = Field(16, description="tokens of one KV cache block")
     kv_cache_bytes: Positive = Field(1 << 30, description="memory for the KV cache")
+    kv_cache_dtype: str = Field(
+        KV_CACHE_DTYPES[0], description="how the native runner stores keys and values: bf16, or int8 in half the memory"
+    )
     view_cache_bytes: int = Field(3 << 30, ge=0, description="memory for the packed weights of sparse requests")
     enable_prefix_caching: bool = Field(True, description="reuse keys and values of prompts that begin alike")
     prefix_statistics_bytes: int = Field(
@@ -121,6 +132,7 @@ class Settings(BaseSettings):
             view_cache_bytes=self.view_cache_bytes,
             enable_prefix_caching=self.enable_prefix_caching,
             prefix_statistics_bytes=self.prefix_statistics_bytes,
+            kv_cache_dtype=self.kv_cache_dtype,
         )
 
     def engine_config(self) -> EngineConfig:

@@ -17,7 +17,7 @@ from glass_core.runners.base import StepBatch, StepResult, StepRow
 from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.decode import decode_image
 from glass_core.runners.native.image import ImageHeader
-from glass_core.runners.native.runner import KV_BYTES, NativeRunner
+from glass_core.runners.native.runner import NativeRunner, kv_block_bytes
 from glass_core.runners.native.types import Floats, Indices, NativeModel, StatisticsRequest
 from tests.parity.harness import BLOCK_SIZE, NUM_BLOCKS, greedy, make_row
 from tests.parity.variants import Variant
@@ -51,10 +51,18 @@ class RecordingModel:
 class NativeHarness:
     """One native runner; rows are fed with scattered block tables."""
 
-    def __init__(self, header: ImageHeader, *, num_threads: int = 2, isa: str | None = None) -> None:
-        spec = header.spec
-        kv_bytes = NUM_BLOCKS * 2 * spec.num_layers * BLOCK_SIZE * spec.kv_size * KV_BYTES
-        self.runner = NativeRunner(header, CacheConfig(BLOCK_SIZE, kv_bytes), num_threads=num_threads, isa=isa)
+    def __init__(
+        self,
+        header: ImageHeader,
+        *,
+        num_threads: int = 2,
+        isa: str | None = None,
+        kv_cache_dtype: str = "bf16",
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
+        kv_bytes = NUM_BLOCKS * kv_block_bytes(header.spec, block_size, kv_cache_dtype)
+        cache = CacheConfig(block_size, kv_bytes, kv_cache_dtype=kv_cache_dtype)
+        self.runner = NativeRunner(header, cache, num_threads=num_threads, isa=isa)
         self._recording = RecordingModel(self.runner._open())
         self.runner._model = self._recording
 

@@ -29,7 +29,6 @@ from glass_core.runners.native.types import Floats, Indices, NativeModel, StepOu
 from glass_core.runners.sampling import is_plain_greedy, sample_token
 from glass_core.sparsity.local_stats import LocalStatistics
 
-KV_BYTES = 2  # bfloat16
 ISA_VARIABLE = "GLASS_CPU_ISA"
 
 
@@ -66,7 +65,9 @@ class NativeRunner:
         self.num_kv_blocks = _num_blocks(header.spec, cache)
         threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
         chosen = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
-        self._model: NativeModel | None = _open_model(header, (threads, self.num_kv_blocks, cache.block_size), chosen)
+        self._model: NativeModel | None = _open_model(
+            header, (threads, self.num_kv_blocks, cache.block_size), cache.kv_cache_dtype, chosen
+        )
         self._plans = PlanKeys(self._model, header)
         self._rope = RopeFrequencies(header.spec)
         self._magnitudes: Floats | None = None
@@ -230,7 +231,7 @@ def _check_finite(finite: bool) -> None:
 
 
 def _num_blocks(spec: ModelSpec, cache: CacheConfig) -> int:
-    size = kv_block_bytes(spec, cache.block_size)
+    size = kv_block_bytes(spec, cache.block_size, cache.kv_cache_dtype)
     if cache.kv_cache_bytes < size:
         raise ConfigurationError(
             f"kv_cache_bytes ({cache.kv_cache_bytes}) is too small: one block of {cache.block_size} tokens takes "
@@ -239,12 +240,12 @@ def _num_blocks(spec: ModelSpec, cache: CacheConfig) -> int:
     return cache.kv_cache_bytes // size
 
 
-def kv_block_bytes(spec: ModelSpec, block_size: int) -> int:
-    """Bytes of the keys and values of `block_size` positions, in all layers."""
-    return 2 * spec.num_layers * block_size * spec.kv_size * KV_BYTES
+def kv_block_bytes(spec: ModelSpec, block_size: int, kv_cache_dtype: str) -> int:
+    """Bytes of the keys and values of `block_size` positions, in all layers, scales included."""
+    return load_extension().kv_block_bytes(spec, block_size, kv_cache_dtype)
 
 
-def _open_model(header: ImageHeader, sizes: tuple[int, int, int], isa: str) -> NativeModel:
+def _open_model(header: ImageHeader, sizes: tuple[int, int, int], kv_cache_dtype: str, isa: str) -> NativeModel:
     try:
         return load_extension().Model(
             str(header.path),
@@ -254,6 +255,7 @@ def _open_model(header: ImageHeader, sizes: tuple[int, int, int], isa: str) -> N
             header.spec,
             header.format,
             sizes,
+            kv_cache_dtype,
             isa,
         )
     except ValueError as error:

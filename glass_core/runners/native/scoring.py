@@ -7,7 +7,7 @@ runner promises it), at prefill speed.
 
 from collections.abc import Sequence
 
-from glass_core.config import CacheConfig
+from glass_core.config import KV_CACHE_DTYPES, CacheConfig
 from glass_core.errors import ConfigurationError
 from glass_core.runners.base import StepRow
 from glass_core.runners.native.image import ImageHeader
@@ -27,10 +27,18 @@ class NativeScorer:
         logits = scorer.force(answer, selector.select(params, statistics))
     """
 
-    def __init__(self, header: ImageHeader, *, max_tokens: int, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        header: ImageHeader,
+        *,
+        max_tokens: int,
+        num_threads: int | None = None,
+        kv_cache_dtype: str = KV_CACHE_DTYPES[0],
+    ) -> None:
         block_size = CacheConfig().block_size
         num_blocks = -(-max_tokens // block_size)
-        cache = CacheConfig(block_size, num_blocks * kv_block_bytes(header.spec, block_size))
+        num_bytes = num_blocks * kv_block_bytes(header.spec, block_size, kv_cache_dtype)
+        cache = CacheConfig(block_size, num_bytes, kv_cache_dtype=kv_cache_dtype)
         self.runner = NativeRunner(header, cache, num_threads=num_threads)
         self._max_tokens = max_tokens
         self._block_table = tuple(range(num_blocks))

@@ -91,6 +91,10 @@ class NativeModule(Protocol):
     @property
     def kernels(self) -> NativeKernels: ...
 
+    def kv_block_bytes(self, spec: ModelSpec, block_size: int, dtype: str) -> int:
+        """Bytes of one block of `block_size` positions, all layers, in a KV cache of bf16 or int8."""
+        ...
+
     def Model(
         self,
         path: str,
@@ -100,6 +104,7 @@ class NativeModule(Protocol):
         spec: ModelSpec,
         format: str,
         sizes: tuple[int, int, int],
+        kv_cache_dtype: str,
         isa: str,
     ) -> NativeModel:
         """`sizes`: threads, KV blocks, positions per block. Raises RuntimeError for an image that does not fit."""

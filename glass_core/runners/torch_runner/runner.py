@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from glass_core.api import StepCost
-from glass_core.config import AUTO, CacheConfig, EngineConfig
+from glass_core.config import AUTO, KV_CACHE_DTYPES, CacheConfig, EngineConfig
 from glass_core.errors import ConfigurationError, EngineFailureError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, SampleInput, StepBatch, StepResult, StepRow
@@ -34,6 +34,11 @@ def load(config: EngineConfig) -> "TorchRunner":
     or device that cannot be used and ModelError when the model cannot be loaded.
     """
     dtype, device = _dtype(config.dtype), _device(config.device)
+    if config.cache.kv_cache_dtype != KV_CACHE_DTYPES[0]:
+        raise ConfigurationError(
+            f"kv_cache_dtype {config.cache.kv_cache_dtype!r} needs the native runner; torch_runner stores keys and "
+            f"values in its own dtype"
+        )
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     return TorchRunner(TorchModel.load(config.model_path, dtype=dtype, device=device), config.cache)

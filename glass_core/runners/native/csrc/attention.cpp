@@ -1,260 +1,250 @@
 #include "attention.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 
 #include "elementwise.h"
 
-// Here multiply-adds may fuse: the inner loops run over whole vectors only, every element in the same way.
-#pragma GCC optimize("fp-contract=fast")
-#pragma GCC diagnostic ignored "-Wpsabi"
-
 namespace glass {
 namespace {
 
-constexpr int32_t kLanes = 16;
-constexpr int32_t kKeyVectors = kKeyTile / kLanes;
-using Vector = float __attribute__((vector_size(4 * kLanes)));
-using Integers = int32_t __attribute__((vector_size(4 * kLanes)));
-
-#define GLASS_INLINE inline __attribute__((always_inline))
-
-GLASS_INLINE Vector load(const float* from) {
-    Vector value;
-    std::memcpy(&value, from, sizeof value);
-    return value;
-}
-
-GLASS_INLINE void store(float* to, Vector value) { std::memcpy(to, &value, sizeof value); }
-
-// exp of values <= 0 (see exponential.h); -inf gives 0.
-GLASS_INLINE Vector vector_exp(Vector x) {
-    const Vector clamped = x < -87.0f ? Vector{} - 87.0f : x;
-    const Vector shifted = clamped * 1.44269504088896341f + 12582912.0f;
-    const Vector n = shifted - 12582912.0f;
-    const Vector r = (clamped - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
-    Vector p = r * (1.0f / 5040.0f) + (1.0f / 720.0f);
-    p = p * r + (1.0f / 120.0f);
-    p = p * r + (1.0f / 24.0f);
-    p = p * r + (1.0f / 6.0f);
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    const Integers exponent = (std::bit_cast<Integers>(shifted) - 0x4b400000 + 127) << 23;
-    const Vector result = p * std::bit_cast<Vector>(exponent);
-    return x < -87.0f ? Vector{} : result;
-}
-
-// out[j] = bf16 in[j], in whole vectors where possible
-GLASS_INLINE void widen(const uint16_t* in, int32_t count, float* out) {
-    for (int32_t j = 0; j < count; ++j) out[j] = std::bit_cast<float>(static_cast<uint32_t>(in[j]) << 16);
-}
-
-// `count` (up to the block size) keys of one block into columns of the tile (head_dim, kKeyTile).
-GLASS_CLONES void widen_keys(const uint16_t* keys, int32_t block_size, int32_t head_dim, int32_t count, float* tile) {
-    if (count == kLanes) {
-        for (int32_t d = 0; d < head_dim; ++d) widen(keys + d * block_size, kLanes, tile + d * kKeyTile);
-        return;
-    }
-    for (int32_t d = 0; d < head_dim; ++d) widen(keys + d * block_size, count, tile + d * kKeyTile);
-}
-
-GLASS_CLONES void widen_values(const uint16_t* values, int32_t head_dim, int32_t count, int32_t padded_dim,
-                               float* tile) {
-    for (int32_t j = 0; j < count; ++j) widen(values + j * head_dim, head_dim, tile + j * padded_dim);
-}
-
-// scores (kQueries, kKeyTile) of rows of q (padded_dim apart) against the key tile.
-template <int kQueries>
-GLASS_INLINE void score(const float* q, int32_t head_dim, int32_t padded_dim, const float* keys, float* scores) {
-    Vector sums[kQueries][kKeyVectors] = {};
-    for (int32_t d = 0; d < head_dim; ++d) {
-        for (int v = 0; v < kKeyVectors; ++v) {
-            const Vector key = load(keys + d * kKeyTile + v * kLanes);
-            for (int i = 0; i < kQueries; ++i) sums[i][v] = sums[i][v] + key * q[i * padded_dim + d];
-        }
-    }
-    for (int i = 0; i < kQueries; ++i) {
-        for (int v = 0; v < kKeyVectors; ++v) store(scores + i * kKeyTile + v * kLanes, sums[i][v]);
-    }
-}
-
-// out[i] = out[i] * rescale[i] + weights[i] · values, one vector of dimensions after the other.
-template <int kQueries>
-GLASS_INLINE void mix(const float* weights, const float* rescale, const float* values, int32_t padded_dim, float* out) {
-    for (int32_t d = 0; d < padded_dim; d += kLanes) {
-        Vector sums[kQueries];
-        for (int i = 0; i < kQueries; ++i) sums[i] = load(out + i * padded_dim + d) * rescale[i];
-        for (int32_t j = 0; j < kKeyTile; ++j) {
-            const Vector value = load(values + j * padded_dim + d);
-            for (int i = 0; i < kQueries; ++i) sums[i] = sums[i] + value * weights[i * kKeyTile + j];
-        }
-        for (int i = 0; i < kQueries; ++i) store(out + i * padded_dim + d, sums[i]);
-    }
-}
-
-GLASS_CLONES void score_all(const float* q, int32_t num_queries, int32_t head_dim, int32_t padded_dim,
-                            const float* keys, float* scores) {
-    int32_t i = 0;
-    for (; i + 6 <= num_queries; i += 6) score<6>(q + i * padded_dim, head_dim, padded_dim, keys, scores + i * kKeyTile);
-    for (; i + 3 <= num_queries; i += 3) score<3>(q + i * padded_dim, head_dim, padded_dim, keys, scores + i * kKeyTile);
-    for (; i < num_queries; ++i) score<1>(q + i * padded_dim, head_dim, padded_dim, keys, scores + i * kKeyTile);
-}
-
-GLASS_CLONES void mix_all(const float* weights, const float* rescale, int32_t num_queries, const float* values,
-                          int32_t padded_dim, float* out) {
-    int32_t i = 0;
-    for (; i + 6 <= num_queries; i += 6) {
-        mix<6>(weights + i * kKeyTile, rescale + i, values, padded_dim, out + i * padded_dim);
-    }
-    for (; i + 3 <= num_queries; i += 3) {
-        mix<3>(weights + i * kKeyTile, rescale + i, values, padded_dim, out + i * padded_dim);
-    }
-    for (; i < num_queries; ++i) mix<1>(weights + i * kKeyTile, rescale + i, values, padded_dim, out + i * padded_dim);
-}
-
-// Running maximum and sum of the softmax of one query.
-struct Softmax {
-    float largest;
-    float sum;
-};
-
-// Turn one query's scores into weights in place; keys outside [first, last] of the tile get exactly 0. Returns what the
-// earlier sums must be multiplied by.
-GLASS_CLONES float weigh(float* scores, int32_t first, int32_t last, Softmax& state) {
-    Integers lane;
-    for (int32_t j = 0; j < kLanes; ++j) lane[j] = j;
-    const Vector nothing = Vector{} - INFINITY;
-    Vector values[kKeyVectors], top = nothing;
-    for (int v = 0; v < kKeyVectors; ++v) {
-        const Integers key = lane + v * kLanes;
-        values[v] = load(scores + v * kLanes);
-        values[v] = ((key >= first) & (key <= last)) ? values[v] : nothing;
-        top = values[v] > top ? values[v] : top;
-    }
-    float largest = state.largest;
-    for (int32_t j = 0; j < kLanes; ++j) largest = top[j] > largest ? top[j] : largest;
-    Vector sums{};
-    for (int v = 0; v < kKeyVectors; ++v) {
-        values[v] = vector_exp(values[v] - largest);
-        sums += values[v];
-        store(scores + v * kLanes, values[v]);
-    }
-    float sum = 0.0f;
-    for (int32_t j = 0; j < kLanes; ++j) sum += sums[j];
-    const float rescale = state.largest == largest ? 1.0f : std::exp(state.largest - largest);
-    state.sum = state.sum * rescale + sum;
-    state.largest = largest;
-    return rescale;
+// total = total + part, both being of the same query over different keys.
+GLASS_CLONES void fold(SoftmaxState& total, float* out, const SoftmaxState& part, const float* part_out, int32_t dim) {
+    if (part.largest == -INFINITY) return;
+    const float largest = std::max(total.largest, part.largest);
+    const float old_scale = std::exp(total.largest - largest), new_scale = std::exp(part.largest - largest);
+    total = {largest, total.sum * old_scale + part.sum * new_scale};
+    for (int32_t d = 0; d < dim; ++d) out[d] = out[d] * old_scale + part_out[d] * new_scale;
 }
 
 }  // namespace
 
-// Slices of one thread's scratch memory, for up to `num_queries` (token, head) pairs.
-struct Attention::Scratch {
-    float *q, *out, *scores, *rescale, *keys, *values;
+// Slices of one thread's memory, for up to `num_queries` (token, head) pairs.
+struct Attention::Memory {
+    float *q, *out, *part;         // (queries, padded_dim)
+    SoftmaxState *states, *parts;  // (queries,)
+    KeyRange* ranges;
+    uint8_t* staged;  // (groups): keys, values and their scales, for a cache that is not read directly
 
-    Scratch(float* memory, size_t num_queries, size_t padded_dim) {
-        q = memory;
+    Memory(float* memory, size_t num_queries, size_t padded_dim) {
+        staged = reinterpret_cast<uint8_t*>(memory);
+        q = memory + kSpanGroups * staged_floats(padded_dim);
         out = q + num_queries * padded_dim;
-        scores = out + num_queries * padded_dim;
-        keys = scores + num_queries * kKeyTile;
-        values = keys + padded_dim * kKeyTile;
-        rescale = values + padded_dim * kKeyTile;
+        part = out + num_queries * padded_dim;
+        states = reinterpret_cast<SoftmaxState*>(part + num_queries * padded_dim);
+        parts = states + num_queries;
+        ranges = reinterpret_cast<KeyRange*>(parts + num_queries);
     }
+    // of 16 keys and values: two bytes a value, or one and scales
+    static size_t staged_floats(size_t padded_dim) { return kKeyLanes * 2 * padded_dim; }
     static size_t size(size_t num_queries, size_t padded_dim) {
-        // the softmax states (two floats each) follow `rescale`
-        return num_queries * (2 * padded_dim + kKeyTile + 3) + 2 * padded_dim * kKeyTile;
+        return kSpanGroups * staged_floats(padded_dim) + num_queries * (3 * padded_dim + 6);
+    }
+    KeyGroup group(int32_t index, size_t padded_dim) const {
+        uint8_t* base = staged + static_cast<size_t>(index) * staged_floats(padded_dim) * sizeof(float);
+        const size_t part_bytes = kKeyLanes * padded_dim * sizeof(uint16_t);
+        return {base, base + part_bytes, reinterpret_cast<float*>(base + 2 * part_bytes),
+                reinterpret_cast<float*>(base + 3 * part_bytes)};
     }
 };
 
-Attention::Attention(const ModelShape& shape, KvCache& cache, ThreadPool& pool)
+Attention::Attention(const ModelShape& shape, const KvCache& cache, const Kernels& kernels, ThreadPool& pool)
     : shape_(shape),
       cache_(cache),
+      kernels_(kernels),
       pool_(pool),
       group_(shape.num_heads / shape.num_kv_heads),
-      padded_dim_((shape.head_dim + kLanes - 1) / kLanes * kLanes),
-      scratch_size_(Scratch::size(static_cast<size_t>(kQueryTile * group_), static_cast<size_t>(padded_dim_))),
-      scratch_(static_cast<size_t>(pool.num_threads())) {}
+      padded_dim_((shape.head_dim + kKeyLanes - 1) / kKeyLanes * kKeyLanes),
+      direct_(cache.block_size() % kKeyLanes == 0 && padded_dim_ == shape.head_dim),
+      memory_(static_cast<size_t>(pool.num_threads())) {}
 
 void Attention::plan(const std::vector<AttentionRow>& rows) {
+    tiles_.clear();
     tasks_.clear();
+    num_partials_ = 0;
     for (const AttentionRow& row : rows) {
         for (int32_t first = 0; first < row.num_tokens; first += kQueryTile) {
-            tasks_.push_back(Task{&row, first, std::min(kQueryTile, row.num_tokens - first)});
+            add_tile(row, first, std::min(kQueryTile, row.num_tokens - first));
         }
     }
     // the longest first, so that no thread is left alone with one at the end
-    std::stable_sort(tasks_.begin(), tasks_.end(), [](const Task& a, const Task& b) {
-        return a.row->start + a.first > b.row->start + b.first;
-    });
-    for (Buffer<float>& scratch : scratch_) scratch.reserve(scratch_size_);
+    const auto cost = [&](const Task& task) {
+        const Tile& tile = tiles_[static_cast<size_t>(task.tile)];
+        return task.span >= 0 ? 1 : tile.count * end_span(tile);
+    };
+    std::stable_sort(tasks_.begin(), tasks_.end(), [&](const Task& a, const Task& b) { return cost(a) > cost(b); });
+    const auto padded = static_cast<size_t>(padded_dim_), group = static_cast<size_t>(group_);
+    for (Buffer<float>& memory : memory_) memory.reserve(Memory::size(kQueryTile * group, padded));
+    const size_t num_left = static_cast<size_t>(num_partials_) * static_cast<size_t>(shape_.num_kv_heads);
+    partials_.reserve(num_left * group * (padded + 2));
+    if (num_left > num_left_) {
+        left_ = std::make_unique<std::atomic<int32_t>[]>(num_left);
+        num_left_ = num_left;
+    }
 }
 
-void Attention::run(int32_t layer, const float* q, size_t q_stride, float* out, size_t out_stride) {
-    std::atomic<size_t> next{0};
+void Attention::add_tile(const AttentionRow& row, int32_t first, int32_t count) {
+    const auto index = static_cast<int32_t>(tiles_.size());
+    tiles_.push_back({&row, first, count, -1});
+    const int32_t num_spans = end_span(tiles_.back());
+    if (count > 1 || num_spans == 1) {
+        tasks_.push_back({index, -1});
+        return;
+    }
+    tiles_.back().first_partial = num_partials_;
+    num_partials_ += num_spans;
+    for (int32_t span = 0; span < num_spans; ++span) tasks_.push_back({index, span});
+}
+
+int32_t Attention::first_span(const Tile& tile, int32_t layer) const {
+    const int32_t window = shape_.windows[static_cast<size_t>(layer)];
+    return window > 0 ? std::max(0, tile.row->start + tile.first - window + 1) / kSpanKeys : 0;
+}
+
+int32_t Attention::end_span(const Tile& tile) {
+    return (tile.row->start + tile.first + tile.count - 1) / kSpanKeys + 1;
+}
+
+void Attention::run(int32_t layer, Heads<const float> q, Heads<float> out) {
     const size_t heads = static_cast<size_t>(shape_.num_kv_heads), count = tasks_.size() * heads;
+    for (const Tile& tile : tiles_) {
+        if (tile.first_partial < 0) continue;
+        std::atomic<int32_t>* left = left_.get() + static_cast<size_t>(tile.first_partial) * heads;
+        const int32_t num_spans = end_span(tile) - first_span(tile, layer);
+        for (size_t head = 0; head < heads; ++head) left[head].store(num_spans, std::memory_order_relaxed);
+    }
+    std::atomic<size_t> next{0};
     pool_.parallel([&](int thread, int) {
-        float* memory = scratch_[static_cast<size_t>(thread)].data();
+        Buffer<float>& buffer = memory_[static_cast<size_t>(thread)];
+        const Memory memory(buffer.data(), static_cast<size_t>(kQueryTile * group_), static_cast<size_t>(padded_dim_));
         for (size_t i = next.fetch_add(1, std::memory_order_relaxed); i < count;
              i = next.fetch_add(1, std::memory_order_relaxed)) {
-            attend(tasks_[i / heads], layer, static_cast<int32_t>(i % heads), q, q_stride, out, out_stride, memory);
+            run_task(tasks_[i / heads], {layer, static_cast<int32_t>(i % heads), q, out}, memory);
         }
     });
 }
 
-// Keys and values of positions first_key … first_key + count - 1, from however many blocks they lie in.
-void Attention::load_tile(const Task& task, int32_t layer, int32_t kv_head, int32_t first_key, int32_t count,
-                          const Scratch& scratch) {
-    const int32_t block_size = cache_.block_size(), dim = shape_.head_dim;
-    for (int32_t done = 0; done < count;) {
-        const int32_t position = first_key + done, slot = position % block_size;
-        const int32_t run = std::min({block_size - slot, count - done, kLanes});
-        const int32_t block = task.row->blocks[position / block_size];
-        widen_keys(cache_.keys(layer, block, kv_head) + slot, block_size, dim, run, scratch.keys + done);
-        widen_values(cache_.values(layer, block, kv_head) + slot * dim, dim, run, padded_dim_,
-                     scratch.values + done * padded_dim_);
-        done += run;
+void Attention::run_task(const Task& task, const Call& call, const Memory& memory) {
+    const Tile& tile = tiles_[static_cast<size_t>(task.tile)];
+    if (task.span < 0) {
+        run_all(tile, call, memory);
+    } else if (task.span >= first_span(tile, call.layer)) {
+        run_one(tile, task.span, call, memory);
     }
 }
 
-void Attention::attend(const Task& task, int32_t layer, int32_t kv_head, const float* q, size_t q_stride, float* out,
-                       size_t out_stride, float* memory) {
-    const int32_t dim = shape_.head_dim, num_queries = task.count * group_;
-    const Scratch scratch(memory, static_cast<size_t>(num_queries), static_cast<size_t>(padded_dim_));
-    auto* states = reinterpret_cast<Softmax*>(scratch.rescale + num_queries);
-    const size_t head_offset = static_cast<size_t>(kv_head) * static_cast<size_t>(group_ * dim);
-    const auto token_of = [&](int32_t t) { return static_cast<size_t>(task.row->first_token + task.first + t); };
-    std::memset(scratch.q, 0, sizeof(float) * 2 * static_cast<size_t>(num_queries * padded_dim_));  // q and out
-    std::memset(scratch.values, 0, sizeof(float) * static_cast<size_t>(padded_dim_ * kKeyTile));
+void Attention::load_queries(const Tile& tile, const Call& call, const Memory& memory) const {
+    const int32_t dim = shape_.head_dim, num_queries = tile.count * group_;
     const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
     for (int32_t i = 0; i < num_queries; ++i) {
-        const float* from = q + token_of(i / group_) * q_stride + head_offset + static_cast<size_t>(i % group_ * dim);
-        for (int32_t d = 0; d < dim; ++d) scratch.q[i * padded_dim_ + d] = from[d] * scale;
-        states[i] = Softmax{-INFINITY, 0.0f};
+        const auto token = static_cast<size_t>(tile.row->first_token + tile.first + i / group_);
+        const int32_t head = call.kv_head * group_ + i % group_;
+        const float* from = call.q.values + token * call.q.stride + static_cast<size_t>(head * dim);
+        float* to = memory.q + i * padded_dim_;
+        for (int32_t d = 0; d < dim; ++d) to[d] = from[d] * scale;
+        for (int32_t d = dim; d < padded_dim_; ++d) to[d] = 0.0f;
+        memory.states[i] = {-INFINITY, 0.0f};
     }
-    const int32_t first_position = task.row->start + task.first, last_position = first_position + task.count - 1;
-    const int32_t window = shape_.windows[static_cast<size_t>(layer)];
-    const int32_t first_key = window > 0 ? std::max(0, first_position - window + 1) : 0;
-    for (int32_t tile = first_key / kKeyTile * kKeyTile; tile <= last_position; tile += kKeyTile) {
-        load_tile(task, layer, kv_head, tile, std::min(kKeyTile, last_position + 1 - tile), scratch);
-        score_all(scratch.q, num_queries, dim, padded_dim_, scratch.keys, scratch.scores);
-        for (int32_t i = 0; i < num_queries; ++i) {
-            const int32_t position = first_position + i / group_;
-            const int32_t first = window > 0 ? position - window + 1 - tile : 0;
-            const bool sees_none = position < tile || first >= kKeyTile;
-            float* scores = scratch.scores + i * kKeyTile;
-            if (sees_none) std::memset(scores, 0, sizeof(float) * kKeyTile);
-            scratch.rescale[i] = sees_none ? 1.0f : weigh(scores, first, position - tile, states[i]);
-        }
-        mix_all(scratch.scores, scratch.rescale, num_queries, scratch.values, padded_dim_, scratch.out);
-    }
+    std::memset(memory.out, 0, sizeof(float) * static_cast<size_t>(num_queries * padded_dim_));
+}
+
+// One span for all queries of the tile.
+void Attention::attend(const Tile& tile, int32_t span, const Call& call, const Memory& memory, float* out,
+                       SoftmaxState* states) const {
+    const int32_t window = shape_.windows[static_cast<size_t>(call.layer)], num_queries = tile.count * group_;
     for (int32_t i = 0; i < num_queries; ++i) {
-        float* to = out + token_of(i / group_) * out_stride + head_offset + static_cast<size_t>(i % group_ * dim);
-        const float inverse = 1.0f / states[i].sum;
-        for (int32_t d = 0; d < dim; ++d) to[d] = scratch.out[i * padded_dim_ + d] * inverse;
+        const int32_t last = tile.row->start + tile.first + i / group_ - span * kSpanKeys;
+        memory.ranges[i] = {window > 0 ? last - window + 1 : 0, last};
+    }
+    kernels_.attend_span(view(tile, span, call, memory), memory.q, memory.ranges, num_queries, out, states);
+}
+
+void Attention::run_all(const Tile& tile, const Call& call, const Memory& memory) const {
+    load_queries(tile, call, memory);
+    const int32_t num_queries = tile.count * group_;
+    for (int32_t span = first_span(tile, call.layer); span < end_span(tile); ++span) {
+        attend(tile, span, call, memory, memory.part, memory.parts);
+        for (int32_t i = 0; i < num_queries; ++i) {
+            fold(memory.states[i], memory.out + i * padded_dim_, memory.parts[i], memory.part + i * padded_dim_, padded_dim_);
+        }
+    }
+    finish(tile, call, memory);
+}
+
+// One span of a single token; whoever does the last one folds them all.
+void Attention::run_one(const Tile& tile, int32_t span, const Call& call, const Memory& memory) {
+    load_queries(tile, call, memory);
+    const auto states_of = [&](float* part) { return reinterpret_cast<SoftmaxState*>(part + group_ * padded_dim_); };
+    float* own = partial(tile, span, call.kv_head);
+    attend(tile, span, call, memory, own, states_of(own));
+    const size_t at = static_cast<size_t>(tile.first_partial) * static_cast<size_t>(shape_.num_kv_heads);
+    if (left_[at + static_cast<size_t>(call.kv_head)].fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+    for (int32_t other = first_span(tile, call.layer); other < end_span(tile); ++other) {
+        float* part = partial(tile, other, call.kv_head);
+        for (int32_t i = 0; i < group_; ++i) {
+            fold(memory.states[i], memory.out + i * padded_dim_, states_of(part)[i], part + i * padded_dim_, padded_dim_);
+        }
+    }
+    finish(tile, call, memory);
+}
+
+float* Attention::partial(const Tile& tile, int32_t span, int32_t kv_head) {
+    const size_t index = static_cast<size_t>(tile.first_partial + span) * static_cast<size_t>(shape_.num_kv_heads) +
+                         static_cast<size_t>(kv_head);
+    return partials_.data() + index * static_cast<size_t>(group_) * static_cast<size_t>(padded_dim_ + 2);
+}
+
+void Attention::finish(const Tile& tile, const Call& call, const Memory& memory) const {
+    const int32_t dim = shape_.head_dim, num_queries = tile.count * group_;
+    for (int32_t i = 0; i < num_queries; ++i) {
+        const auto token = static_cast<size_t>(tile.row->first_token + tile.first + i / group_);
+        const int32_t head = call.kv_head * group_ + i % group_;
+        float* to = call.out.values + token * call.out.stride + static_cast<size_t>(head * dim);
+        const float inverse = 1.0f / memory.states[i].sum;
+        for (int32_t d = 0; d < dim; ++d) to[d] = memory.out[i * padded_dim_ + d] * inverse;
+    }
+}
+
+KeySpan Attention::view(const Tile& tile, int32_t span, const Call& call, const Memory& memory) const {
+    const int32_t block_size = cache_.block_size(), first_key = span * kSpanKeys;
+    const int32_t num_keys = std::min(kSpanKeys, tile.row->start + tile.first + tile.count - first_key);
+    const int32_t stride = direct_ ? block_size : kKeyLanes;
+    KeySpan keys{cache_.layout().format, shape_.head_dim, padded_dim_, num_keys, stride, padded_dim_, stride, {}};
+    for (int32_t done = 0; done < num_keys; done += kKeyLanes) {
+        const int32_t position = first_key + done;
+        KeyGroup& group = keys.groups[done / kKeyLanes];
+        if (direct_) {
+            group = cache_.at(call.layer, tile.row->blocks[position / block_size], call.kv_head, position % block_size);
+        } else {
+            group = memory.group(done / kKeyLanes, static_cast<size_t>(padded_dim_));
+            gather(tile, position, std::min(kKeyLanes, num_keys - done), call, group);
+        }
+    }
+    return keys;
+}
+
+// Keys and values of up to 16 positions, from however many blocks they lie in, side by side.
+void Attention::gather(const Tile& tile, int32_t position, int32_t count, const Call& call, const KeyGroup& to) const {
+    const KvLayout& layout = cache_.layout();
+    const size_t width = layout.value_bytes(), row_bytes = width * static_cast<size_t>(layout.head_dim);
+    const auto copy = [](const void* base, size_t from, const void* target, size_t at, size_t bytes) {
+        std::memcpy(static_cast<uint8_t*>(const_cast<void*>(target)) + at, static_cast<const uint8_t*>(base) + from, bytes);
+    };
+    for (int32_t j = 0; j < count; ++j) {
+        const int32_t block = tile.row->blocks[(position + j) / layout.block_size];
+        const KeyGroup from = cache_.at(call.layer, block, call.kv_head, (position + j) % layout.block_size);
+        const auto lane = static_cast<size_t>(j), block_size = static_cast<size_t>(layout.block_size);
+        for (size_t d = 0; d < static_cast<size_t>(layout.head_dim); ++d) {
+            copy(from.keys, d * block_size * width, to.keys, (d * kKeyLanes + lane) * width, width);
+        }
+        copy(from.values, 0, to.values, lane * static_cast<size_t>(padded_dim_) * width, row_bytes);
+        if (layout.format == KvFormat::bf16) continue;
+        for (size_t s = 0; s < static_cast<size_t>(layout.num_scales()); ++s) {
+            const size_t source = s * block_size * sizeof(float), target = (s * kKeyLanes + lane) * sizeof(float);
+            copy(from.key_scales, source, to.key_scales, target, sizeof(float));
+            copy(from.value_scales, source, to.value_scales, target, sizeof(float));
+        }
     }
 }
 

@@ -50,6 +50,19 @@ Format parse_format(const std::string& name) {
     throw std::invalid_argument("format must be int4, int8 or bf16, got '" + name + "'");
 }
 
+KvFormat parse_kv_format(const std::string& name) {
+    if (name == "bf16") return KvFormat::bf16;
+    if (name == "int8") return KvFormat::int8;
+    throw std::invalid_argument("kv_cache_dtype must be bf16 or int8, got '" + name + "'");
+}
+
+// Bytes that one block of the KV cache takes.
+size_t kv_block_bytes(nb::handle spec, int32_t block_size, const std::string& dtype) {
+    const auto size = [&](const char* name) { return nb::cast<int32_t>(spec.attr(name)); };
+    return KvLayout{size("num_layers"), size("num_kv_heads"), size("head_dim"), block_size, parse_kv_format(dtype)}
+            .block_bytes();
+}
+
 // Reads the attributes of Python's ModelSpec.
 ModelShape shape_of(nb::handle spec, const std::string& format) {
     const auto size = [&](const char* name) { return nb::cast<int32_t>(spec.attr(name)); };
@@ -141,10 +154,11 @@ class NativeModel {
 public:
     NativeModel(const std::string& path, uint64_t payload_offset, uint64_t payload_bytes, nb::iterable tensors,
                 nb::handle spec, const std::string& format, const std::tuple<int32_t, int32_t, int32_t>& sizes,
-                const std::string& isa)
+                const std::string& kv_cache_dtype, const std::string& isa)
         : image_(path, payload_offset, payload_bytes, entries_of(tensors)),
           model_(image_, shape_of(spec, format),
-                 ModelOptions{std::get<0>(sizes), std::get<1>(sizes), std::get<2>(sizes), isa}) {}
+                 ModelOptions{std::get<0>(sizes), std::get<1>(sizes), std::get<2>(sizes),
+                              parse_kv_format(kv_cache_dtype), isa}) {}
 
     Model& model() { return model_; }
 
@@ -214,11 +228,12 @@ NB_MODULE(_native, module) {
     using glass::NativeModel;
     module.doc() = "The native CPU runner's model; see runner.py.";
     glass::bind_kernels(module);
+    module.def("kv_block_bytes", &glass::kv_block_bytes, nb::arg("spec"), nb::arg("block_size"), nb::arg("dtype"));
     nb::class_<NativeModel>(module, "Model")
         .def(nb::init<const std::string&, uint64_t, uint64_t, nb::iterable, nb::handle, const std::string&,
-                      const std::tuple<int32_t, int32_t, int32_t>&, const std::string&>(),
+                      const std::tuple<int32_t, int32_t, int32_t>&, const std::string&, const std::string&>(),
              nb::arg("path"), nb::arg("payload_offset"), nb::arg("payload_bytes"), nb::arg("tensors"), nb::arg("spec"),
-             nb::arg("format"), nb::arg("sizes"), nb::arg("isa") = "")
+             nb::arg("format"), nb::arg("sizes"), nb::arg("kv_cache_dtype") = "bf16", nb::arg("isa") = "")
         .def("add_plan", &NativeModel::add_plan, nb::arg("key"), nb::arg("layers"))
         .def("remove_plan", [](NativeModel& self, int32_t key) { self.model().plans().remove(key); }, nb::arg("key"))
         .def("set_ffn_break_even",

@@ -40,9 +40,10 @@ Model::Model(Image& image, const ModelShape& shape, const ModelOptions& options)
       weights_(view_weights(image, shape_)),
       kernels_(choose_kernels(options.isa)),
       pool_(options.num_threads),
-      cache_(shape_, options.num_blocks, options.block_size),
+      cache_({shape_.num_layers, shape_.num_kv_heads, shape_.head_dim, options.block_size, options.kv_format},
+             options.num_blocks),
       plans_(shape_, options.num_threads),
-      attention_(shape_, cache_, pool_),
+      attention_(shape_, cache_, kernels_, pool_),
       ffn_(shape_, plans_, kernels_, pool_),
       statistics_(shape_.intermediate_size),
       normed_(shape_.hidden_size),
@@ -242,7 +243,7 @@ void Model::attend(int32_t layer) {
     const auto hidden_of = [&](int32_t token) { return hidden_.data() + static_cast<size_t>(token) * hidden_size; };
     const int32_t parts = qkv_parts(layer);
     for_tokens(num_tokens_, [&](int32_t token) { place_keys(layer, token); });
-    attention_.run(layer, qkv_.data(), static_cast<size_t>(parts) * qkv_size, mixed_.values(0), mixed_.stride());
+    attention_.run(layer, {qkv_.data(), static_cast<size_t>(parts) * qkv_size}, {mixed_.values(0), mixed_.stride()});
     if (weights.o.format != Format::bf16) {
         for_tokens(num_tokens_, [&](int32_t token) { mixed_.quantize(kernels_, token); });
     }

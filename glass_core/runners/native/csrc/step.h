@@ -57,6 +57,7 @@ struct ModelOptions {
     int32_t num_threads;
     int32_t num_blocks;
     int32_t block_size;
+    KvFormat kv_format;
     std::string isa;  // empty = the best one
 };
 

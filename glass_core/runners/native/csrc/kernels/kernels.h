@@ -1,5 +1,5 @@
-// The arithmetic of the native runner: dot products with packed weight rows and the neuron-major down projection, one
-// table of functions per instruction set (ISA).
+// The arithmetic of the native runner: dot products with packed weight rows, the neuron-major down projection and
+// attention over a span of keys, one table of functions per instruction set (ISA).
 //
 // Contract shared by every table:
 // * A row t of the activations gets the same bits whatever T is and whatever the other rows hold, so a batch of N
@@ -15,6 +15,8 @@
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "attention_span.h"
 
 namespace glass {
 
@@ -76,6 +78,12 @@ struct Kernels {
     // magnitude, so that the sums over a group are exact integers.
     void (*accumulate_down)(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
                             int32_t num_rows, float* y, size_t y_stride);
+
+    // For each of num_queries queries (padded_dim floats apart, 0 past head_dim), over the keys of the span that it
+    // sees: states[i] of the scores q . key, and out[i*padded_dim + d] = sum of exp(score - largest) * value[d]. A query
+    // that sees none gets {-inf, 0} and zeros.
+    void (*attend_span)(const KeySpan& span, const float* q, const KeyRange* ranges, int32_t num_queries, float* out,
+                        SoftmaxState* states);
 };
 
 // 127 * 128: a 15-bit number that splits into two signed bytes, high*128 + low.

@@ -36,8 +36,13 @@ void quantize(const float* x, int32_t cols, int32_t cols_padded, int8_t* codes, 
     kAvx512VnniKernels.quantize(x, cols, cols_padded, codes, scales, sums);
 }
 
+void attend_span(const KeySpan& span, const float* q, const KeyRange* ranges, int32_t num_queries, float* out,
+                 SoftmaxState* states) {
+    kAvx512VnniKernels.attend_span(span, q, ranges, num_queries, out, states);
+}
+
 }  // namespace
 
-const Kernels kAmxInt8Kernels = {"amx_int8", quantize, dot_rows, accumulate_down};
+const Kernels kAmxInt8Kernels = {"amx_int8", quantize, dot_rows, accumulate_down, attend_span};
 
 }  // namespace glass

@@ -1,4 +1,5 @@
 // AVX2 kernels (AVX2, FMA, F16C).
+#include "avx2_attention.h"
 #include "avx2_primitives.h"
 
 #include "narrow_body.h"
@@ -6,6 +7,6 @@
 
 namespace glass {
 
-const Kernels kAvx2Kernels = {"avx2", quantize, dot_rows, accumulate_down};
+const Kernels kAvx2Kernels = {"avx2", quantize, dot_rows, accumulate_down, attend_span};
 
 }  // namespace glass

@@ -1,4 +1,5 @@
 // AVX2 kernels with AVX-VNNI.
+#include "avx2_attention.h"
 #include "avx2_primitives.h"
 
 #include "narrow_body.h"
@@ -10,6 +11,6 @@
 
 namespace glass {
 
-const Kernels kAvx2VnniKernels = {"avx2_vnni", quantize, dot_rows, accumulate_down};
+const Kernels kAvx2VnniKernels = {"avx2_vnni", quantize, dot_rows, accumulate_down, attend_span};
 
 }  // namespace glass

@@ -1,4 +1,5 @@
 // AVX-512 kernels with VNNI (F, BW, VL, DQ, VNNI): integer dot products of quantized codes, float32 for the rest.
+#include "avx512_attention.h"
 #include "avx512_bf16.h"
 #include "avx512_down.h"
 #include "avx512_panel.h"
@@ -89,6 +90,6 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, dot_rows, accumulate_down};
+const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, dot_rows, accumulate_down, attend_span};
 
 }  // namespace glass

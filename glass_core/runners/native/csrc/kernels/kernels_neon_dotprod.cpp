@@ -2,10 +2,11 @@
 #include "neon_primitives.h"
 
 #include "narrow_body.h"
+#include "neon_attention.h"
 #include "tables.h"
 
 namespace glass {
 
-const Kernels kNeonDotprodKernels = {"neon_dotprod", quantize, dot_rows, accumulate_down};
+const Kernels kNeonDotprodKernels = {"neon_dotprod", quantize, dot_rows, accumulate_down, attend_span};
 
 }  // namespace glass

@@ -1,5 +1,6 @@
 // ARM NEON kernels with the int8 matrix extension (ARMv8.6-A, optional from 8.2): several activation rows share it, a
 // single one uses the dot product extension. Every result has the bits of the table `neon_dotprod`.
+#include "neon_attention.h"
 #include "neon_i8mm_dot.h"
 #include "tables.h"
 
@@ -19,6 +20,6 @@ void dot_rows_i8mm(const RowsView& rows, const int32_t* index, int32_t first, in
 
 }  // namespace
 
-const Kernels kNeonI8mmKernels = {"neon_i8mm", quantize, dot_rows_i8mm, accumulate_down};
+const Kernels kNeonI8mmKernels = {"neon_i8mm", quantize, dot_rows_i8mm, accumulate_down, attend_span};
 
 }  // namespace glass

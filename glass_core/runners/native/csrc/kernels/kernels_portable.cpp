@@ -1,5 +1,6 @@
 // Plain C++ kernels: the reference that every other ISA is tested against, and the fallback everywhere.
 #include "common.h"
+#include "portable_attention.h"
 #include "tables.h"
 
 namespace glass {
@@ -131,6 +132,6 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
 
 }  // namespace
 
-const Kernels kPortableKernels = {"portable", quantize, dot_rows, accumulate_down};
+const Kernels kPortableKernels = {"portable", quantize, dot_rows, accumulate_down, attend_span};
 
 }  // namespace glass
