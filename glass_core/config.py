@@ -38,8 +38,8 @@ class CacheConfig:
     """Memory budgets in bytes: the KV cache, and packed weight views of sparse requests (runners whose views copy).
 
     `kv_cache_dtype` is how the native runner stores keys and values: bf16, or int8 with scales for nearly twice the
-    tokens. The torch runner stores its own dtype. `prefix_statistics_bytes` is the prefix cache's budget for the statistics that sparse requests need of a cached
-    prefix; what is cached of keys and values lies in the KV cache.
+    tokens; the torch runner stores its own dtype. `prefix_statistics_bytes` is the prefix cache's budget for the
+    statistics that sparse requests need of a cached prefix; what is cached of keys and values lies in the KV cache.
     """
 
     block_size: int = 16

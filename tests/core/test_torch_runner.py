@@ -110,6 +110,11 @@ def test_a_pool_without_a_block_is_refused(model_dir: Path) -> None:
         load(replace(config(model_dir), cache=cache))
 
 
+def test_an_int8_cache_is_refused(model_dir: Path) -> None:
+    with pytest.raises(ConfigurationError, match="kv_cache_dtype 'int8' needs the native runner"):
+        load(replace(config(model_dir), cache=CacheConfig(kv_cache_dtype="int8")))
+
+
 def bad_plan(neurons: Sequence[int], num_layers: int, intermediate_size: int) -> SparsityPlan:
     layer = np.asarray(neurons, dtype=np.int32)
     return SparsityPlan("random", "uniform", None, 0.5, intermediate_size, (layer,) * num_layers)

@@ -159,12 +159,43 @@ void compare_down(const Kernels& kernels, const Kernels& portable, Format format
     }
 }
 
+// Random codes of bf16 between 2^-7 and 2, or of int8, in 16-key groups that follow each other.
+void compare_attention(const Kernels& kernels, const Kernels& portable, KvFormat format) {
+    const int32_t dim = 1 + below(100), padded = (dim + 15) / 16 * 16, num_keys = 1 + below(kSpanKeys), queries = 1 + below(14);
+    const size_t width = format == KvFormat::bf16 ? 2 : 1, scales = static_cast<size_t>(padded / 16 * kKeyLanes);
+    const size_t code_bytes = width * static_cast<size_t>(padded * kKeyLanes);
+    const Format codes = format == KvFormat::bf16 ? Format::bf16 : Format::q8;
+    const std::vector<uint8_t> keys = random_codes(codes, code_bytes * kSpanGroups), values = random_codes(codes, code_bytes * kSpanGroups);
+    const std::vector<float> key_scales(scales * kSpanGroups, 0.01f), value_scales(scales * kSpanGroups, 0.02f);
+    KeySpan span{format, dim, padded, num_keys, kKeyLanes, padded, kKeyLanes, {}};
+    for (size_t g = 0; g < kSpanGroups; ++g) {
+        span.groups[g] = {&keys[g * code_bytes], &values[g * code_bytes], &key_scales[g * scales], &value_scales[g * scales]};
+    }
+    std::vector<float> q = random_floats(static_cast<size_t>(queries * padded)), out(q.size()), expected(q.size());
+    std::vector<KeyRange> ranges;
+    for (int32_t i = 0; i < queries; ++i) {
+        for (int32_t d = dim; d < padded; ++d) q[static_cast<size_t>(i * padded + d)] = 0.0f;
+        const int32_t seen = below(num_keys);
+        ranges.push_back({seen - below(150), seen + below(150)});
+    }
+    std::vector<SoftmaxState> states(ranges.size()), expected_states(ranges.size());
+    kernels.attend_span(span, q.data(), ranges.data(), queries, out.data(), states.data());
+    portable.attend_span(span, q.data(), ranges.data(), queries, expected.data(), expected_states.data());
+    for (size_t i = 0; i < q.size(); ++i) {
+        const size_t query = i / static_cast<size_t>(padded);
+        if (static_cast<int32_t>(i % static_cast<size_t>(padded)) >= dim) continue;
+        expect(std::abs(out[i] / states[query].sum - expected[i] / expected_states[query].sum) < 1e-2f, kernels.name, "attention");
+    }
+}
+
 }  // namespace
 
 int main() {
     const Kernels& portable = *find_kernels("portable");
     for (const std::string& isa : available_isas()) {
         for (int round = 0; round < 30; ++round) {
+            compare_attention(*find_kernels(isa), portable, KvFormat::bf16);
+            compare_attention(*find_kernels(isa), portable, KvFormat::int8);
             for (const Format format : {Format::q4, Format::q8, Format::bf16}) {
                 compare_dots(*find_kernels(isa), portable, format);
                 compare_down(*find_kernels(isa), portable, format);

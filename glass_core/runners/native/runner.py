@@ -66,7 +66,7 @@ class NativeRunner:
         threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
         chosen = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
         self._model: NativeModel | None = _open_model(
-            header, (threads, self.num_kv_blocks, cache.block_size), cache.kv_cache_dtype, chosen
+            header, (threads, self.num_kv_blocks, cache.block_size, cache.kv_cache_dtype), chosen
         )
         self._plans = PlanKeys(self._model, header)
         self._rope = RopeFrequencies(header.spec)
@@ -245,7 +245,7 @@ def kv_block_bytes(spec: ModelSpec, block_size: int, kv_cache_dtype: str) -> int
     return load_extension().kv_block_bytes(spec, block_size, kv_cache_dtype)
 
 
-def _open_model(header: ImageHeader, sizes: tuple[int, int, int], kv_cache_dtype: str, isa: str) -> NativeModel:
+def _open_model(header: ImageHeader, sizes: tuple[int, int, int, str], isa: str) -> NativeModel:
     try:
         return load_extension().Model(
             str(header.path),
@@ -255,7 +255,6 @@ def _open_model(header: ImageHeader, sizes: tuple[int, int, int], kv_cache_dtype
             header.spec,
             header.format,
             sizes,
-            kv_cache_dtype,
             isa,
         )
     except ValueError as error:

@@ -103,9 +103,9 @@ class NativeModule(Protocol):
         tensors: Iterable[TensorRow],
         spec: ModelSpec,
         format: str,
-        sizes: tuple[int, int, int],
-        kv_cache_dtype: str,
+        sizes: tuple[int, int, int, str],
         isa: str,
     ) -> NativeModel:
-        """`sizes`: threads, KV blocks, positions per block. Raises RuntimeError for an image that does not fit."""
+        """`sizes`: threads, KV blocks, positions per block, type of the KV cache. Raises RuntimeError for an image that
+        does not fit."""
         ...

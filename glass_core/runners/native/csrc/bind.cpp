@@ -149,16 +149,18 @@ std::vector<StepRow> rows_of(const Array<int32_t>& tokens, const Array<int32_t>&
     return rows;
 }
 
+// threads, KV blocks, positions per block, type of the KV cache
+using Sizes = std::tuple<int32_t, int32_t, int32_t, std::string>;
+
 // The image and the model on it, for Python.
 class NativeModel {
 public:
     NativeModel(const std::string& path, uint64_t payload_offset, uint64_t payload_bytes, nb::iterable tensors,
-                nb::handle spec, const std::string& format, const std::tuple<int32_t, int32_t, int32_t>& sizes,
-                const std::string& kv_cache_dtype, const std::string& isa)
+                nb::handle spec, const std::string& format, const Sizes& sizes, const std::string& isa)
         : image_(path, payload_offset, payload_bytes, entries_of(tensors)),
           model_(image_, shape_of(spec, format),
                  ModelOptions{std::get<0>(sizes), std::get<1>(sizes), std::get<2>(sizes),
-                              parse_kv_format(kv_cache_dtype), isa}) {}
+                              parse_kv_format(std::get<3>(sizes)), isa}) {}
 
     Model& model() { return model_; }
 
@@ -231,9 +233,9 @@ NB_MODULE(_native, module) {
     module.def("kv_block_bytes", &glass::kv_block_bytes, nb::arg("spec"), nb::arg("block_size"), nb::arg("dtype"));
     nb::class_<NativeModel>(module, "Model")
         .def(nb::init<const std::string&, uint64_t, uint64_t, nb::iterable, nb::handle, const std::string&,
-                      const std::tuple<int32_t, int32_t, int32_t>&, const std::string&, const std::string&>(),
+                      const glass::Sizes&, const std::string&>(),
              nb::arg("path"), nb::arg("payload_offset"), nb::arg("payload_bytes"), nb::arg("tensors"), nb::arg("spec"),
-             nb::arg("format"), nb::arg("sizes"), nb::arg("kv_cache_dtype") = "bf16", nb::arg("isa") = "")
+             nb::arg("format"), nb::arg("sizes"), nb::arg("isa") = "")
         .def("add_plan", &NativeModel::add_plan, nb::arg("key"), nb::arg("layers"))
         .def("remove_plan", [](NativeModel& self, int32_t key) { self.model().plans().remove(key); }, nb::arg("key"))
         .def("set_ffn_break_even",

@@ -143,6 +143,7 @@ void bind_kernels(nb::module_& parent) {
         return states;
     });
     m.def("choose_isa", [](const std::string& isa) { return std::string(choose_kernels(isa).name); }, nb::arg("isa"));
+    bind_attention(m);
     m.def("quantize", &quantize, nb::arg("isa"), nb::arg("x"), nb::arg("cols_padded"));
     m.def("dot_rows", &dot_rows, nb::arg("isa"), nb::arg("format"), nb::arg("packed"), nb::arg("index").none(),
           nb::arg("first"), nb::arg("n"), nb::arg("values"), nb::arg("codes"), nb::arg("scales"), nb::arg("sums"));

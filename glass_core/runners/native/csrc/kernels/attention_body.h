@@ -106,10 +106,11 @@ inline void score_groups(const KeySpan& span, int32_t group, const float* q, flo
 }
 
 // Scores of one query into weights, in place; keys outside its range get exactly 0.
-inline SoftmaxState weigh(float* scores, int32_t num_groups, KeyRange range) {
-    const int32_t count = num_groups * kKeyLanes;
+inline SoftmaxState weigh(float* scores, int32_t num_keys, KeyRange range) {
+    const int32_t count = (num_keys + kKeyLanes - 1) / kKeyLanes * kKeyLanes;
+    const int32_t end = range.last < 0 ? 0 : (range.last < num_keys ? range.last + 1 : num_keys);
     for (int32_t j = 0; j < range.first && j < count; ++j) scores[j] = -__builtin_inff();
-    for (int32_t j = range.last < 0 ? 0 : range.last + 1; j < count; ++j) scores[j] = -__builtin_inff();
+    for (int32_t j = end; j < count; ++j) scores[j] = -__builtin_inff();
     A::F top = A::load(scores);
     for (int32_t j = A::kLanes; j < count; j += A::kLanes) top = A::max(A::load(scores + j), top);
     const float largest = A::largest(top);
@@ -169,9 +170,11 @@ inline void mix_int8(const KeySpan& span, const float* weights, float* out) {
     alignas(64) float scaled[Q * kSpanKeys];
     for (int32_t first = 0; first < span.padded_dim; first += kKvScaleDims) {
         const int32_t at = first / kKvScaleDims * span.scale_stride;
-        for (int32_t j = 0; j < span.num_keys; ++j) {
-            const float scale = span.groups[j / kKeyLanes].value_scales[at + j % kKeyLanes];
-            for (int i = 0; i < Q; ++i) scaled[i * kSpanKeys + j] = weights[i * kSpanKeys + j] * scale;
+        for (int32_t j = 0; j < span.num_keys; j += A::kLanes) {
+            const A::F scale = A::load(span.groups[j / kKeyLanes].value_scales + at + j % kKeyLanes);
+            for (int i = 0; i < Q; ++i) {
+                A::store(scaled + i * kSpanKeys + j, A::mul(A::load(weights + i * kSpanKeys + j), scale));
+            }
         }
         const int32_t end = first + kKvScaleDims;
         mix_dims<Q, kVectors, int8_t>(span, scaled, first, end < span.padded_dim ? end : span.padded_dim, out);
@@ -186,7 +189,7 @@ void attend_queries(const KeySpan& span, const float* q, const KeyRange* ranges,
     int32_t group = 0;
     for (; group + kStep <= num_groups; group += kStep) score_groups<Q, kWide>(span, group, q, weights);
     for (; group < num_groups; ++group) score_groups<Q, kNarrow>(span, group, q, weights);
-    for (int i = 0; i < Q; ++i) states[i] = weigh(weights + i * kSpanKeys, num_groups, ranges[i]);
+    for (int i = 0; i < Q; ++i) states[i] = weigh(weights + i * kSpanKeys, span.num_keys, ranges[i]);
     if (span.format == KvFormat::bf16) {
         mix_dims<Q, A::kValueVectors, uint16_t>(span, weights, 0, span.padded_dim, out);
     } else {
