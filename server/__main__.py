@@ -25,6 +25,7 @@ from glass_core.text import TextProcessor, load_text_processor
 from server.app import create_app_for
 from server.config import Settings, load_settings
 from server.deps import Backend
+from server.heap import release_free_heap
 from server.log import configure_logging
 
 # after the engine is idle, answers only have to be written out
@@ -112,7 +113,9 @@ curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
 def load_model(config: EngineConfig) -> tuple[ThreadedEngineClient, TextProcessor]:
     """Seconds of work, so it runs in a thread. The text first: it fails faster."""
     text = load_text_processor(config.model_path)
-    return start_engine(config), text
+    engine = start_engine(config)
+    release_free_heap()
+    return engine, text
 
 
 async def serve(settings: Settings) -> None:
