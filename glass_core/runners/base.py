@@ -54,6 +54,8 @@ class StepRow:
     With `collect_statistics`: `prior_statistics` are the sums over positions 0 … start-1, to be continued (None = start
     from zero); they are shared with other rows and must not be written to. `snapshot_ends` are positions e, ascending,
     start < e <= start + len(token_ids): the sums over the positions before e are wanted. Both are empty otherwise.
+
+    `refine_scales`, only with a refined plan: one factor > 0 per token, on both of its thresholds; empty = 1 for all.
     """
 
     sequence_id: str
@@ -66,6 +68,7 @@ class StepRow:
     num_prompt_tokens: int | None = None
     prior_statistics: LocalStatistics | None = None
     snapshot_ends: tuple[int, ...] = ()
+    refine_scales: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +85,16 @@ class RowResult:
     When the row collects: `statistics` = `prior_statistics` and this row's tokens, and `snapshots` = those sums at each
     of its `snapshot_ends`, in that order. Every one has arrays of its own (not views of a buffer that is written to
     again, nor of a larger array that would be kept alive); the engine keeps them beyond the step.
+
+    `ffn_reads`, of a row with a refined plan: the share of FFN weights that its cascade alone reads, averaged over its
+    tokens: (num_up + num_gate + num_down) / (3 * num_layers * m), whatever the rest of the batch made the step read.
     """
 
     cost: StepCost
     token_id: int | None = None
     statistics: LocalStatistics | None = None
     snapshots: tuple[LocalStatistics, ...] = ()
+    ffn_reads: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
 """What a step must satisfy before any runner touches it: a bad row is an EngineFailureError, never a crash."""
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ from glass_core.errors import EngineFailureError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import StepBatch, StepRow
 from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.refinement import Refinement
 
 Check = Callable[[StepRow], str | None]
 
@@ -62,7 +64,28 @@ def plan_problem(plan: SparsityPlan | None, spec: ModelSpec) -> str | None:
         # ascending, so the ends bound the rest
         if len(neurons) and not 0 <= neurons[0] <= neurons[-1] < spec.intermediate_size:
             return f"layer {layer} of the plan has neurons outside [0, {spec.intermediate_size})"
-    return None
+    return _refinement_problem(plan.refinement, spec)
+
+
+def _refinement_problem(refinement: Refinement | None, spec: ModelSpec) -> str | None:
+    shape = (spec.num_layers, spec.intermediate_size)
+    if refinement is None or refinement.up_weights.shape == shape:
+        return None
+    return f"the plan's refinement has shape {refinement.up_weights.shape}, the model {shape}"
+
+
+def scales_problem(row: StepRow) -> str | None:
+    """What is wrong with the factors on a refined row's thresholds."""
+    scales = row.refine_scales
+    if not scales:
+        return None
+    if row.plan is None or row.plan.refinement is None:
+        return "refine_scales without a refined plan"
+    if len(scales) != len(row.token_ids):
+        return f"{len(scales)} refine_scales for {len(row.token_ids)} tokens"
+    if all(0.0 < scale < math.inf for scale in scales):
+        return None
+    return f"refine_scales must be positive and finite, got {scales}"
 
 
 def statistics_problem(row: StepRow, spec: ModelSpec) -> str | None:

@@ -27,6 +27,7 @@ from glass_core.runners.torch_runner.views import PackedViews, pack
 from glass_core.runners.torch_runner.weights import load_weights
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.refinement import Refinement
 from tests.parity.harness import NUM_BLOCKS, Harness, greedy, make_plan, make_row
 from tests.tiny_models import save_tiny_model, tiny_model
 
@@ -120,6 +121,12 @@ def bad_plan(neurons: Sequence[int], num_layers: int, intermediate_size: int) ->
     return SparsityPlan("random", "uniform", None, 0.5, intermediate_size, (layer,) * num_layers)
 
 
+def refined_plan(num_layers: int) -> SparsityPlan:
+    """A good plan of three layers, whose refinement has `num_layers`."""
+    ones, zeros = np.ones((num_layers, 88), np.float32), np.zeros(num_layers, np.float32)
+    return replace(bad_plan([1], 3, 88), refinement=Refinement(ones, ones, zeros, zeros, 0.5))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -135,6 +142,10 @@ def bad_plan(neurons: Sequence[int], num_layers: int, intermediate_size: int) ->
         ({"plan": bad_plan([1, 88], 3, 88)}, r"layer 0 of the plan has neurons outside \[0, 88\)"),
         ({"plan": bad_plan([-1, 5], 3, 88)}, "layer 0 of the plan has neurons outside"),
         ({"plan": bad_plan([1], 3, 88), "collect_statistics": True}, "dense rows only"),
+        ({"plan": refined_plan(2)}, r"the plan's refinement has shape \(2, 88\), the model \(3, 88\)"),
+        ({"plan": bad_plan([1], 3, 88), "refine_scales": (1.0,)}, "refine_scales without a refined plan"),
+        ({"plan": refined_plan(3), "refine_scales": (1.0, 1.0)}, "2 refine_scales for 1 tokens"),
+        ({"plan": refined_plan(3), "refine_scales": (0.0,)}, "refine_scales must be positive"),
     ],
 )
 def test_rows_that_cannot_run_are_refused_and_leave_no_trace(
