@@ -11,6 +11,7 @@ import torch
 
 from glass_core.config import EngineConfig
 from glass_core.errors import ConfigurationError
+from glass_core.offline.bench.bandwidth import ReadBandwidth
 from glass_core.offline.bench.decode import DecodeSettings, measure_decode, random_prompts
 from glass_core.offline.bench.session import Session
 from glass_core.offline.bench.traffic import step_traffic
@@ -71,11 +72,13 @@ def test_result_file(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert (conditions["runner"], conditions["quantization"]) == ("torch_runner", "float32")
     assert conditions["command"].startswith("glass bench decode ")
     assert conditions["machine"]["num_cores"] >= 1 and conditions["isa"].startswith("torch ")
+    assert conditions["read_bandwidth"]["uncached_gb_per_second"] > 0 and conditions["host"] and "seed" in conditions
     dense, half = result["rows"]
     assert (dense["sparsity"], half["sparsity"], half["effective_sparsity"]) == (0.0, 0.5, 0.5)
     assert dense["ratio_to_first"] == 1.0
     for row in (dense, half):
         assert row["tokens_per_second_min"] <= row["tokens_per_second"] <= row["tokens_per_second_max"]
+        assert row["share_of_limit"] > 0 and row["limit_gb_per_second"] > 0
         assert row["gb_per_second"] == pytest.approx(row["tokens_per_second"] * row["bytes_per_token"] / 1e9)
     assert "tokens/s" in capsys.readouterr().out
 
@@ -84,7 +87,9 @@ def test_sparsities_alternate_and_every_timing_decodes_the_same_positions(model_
     settings = DecodeSettings(sparsities=(0.0, 0.25), num_tokens=3, prompt_tokens=4, repeats=2)
     model = TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
     runner = RecordingRunner(model, settings)
-    measure_decode(session_on(runner), settings, random_prompts(settings, VOCAB_SIZE), SilentProgress())
+    with ReadBandwidth(1) as bandwidth:
+        prompts = random_prompts(settings, VOCAB_SIZE)
+        measure_decode(session_on(runner), settings, prompts, bandwidth, SilentProgress())
     prefills, warm_up, timed = runner.batches[:2], runner.batches[2:6], runner.batches[6:]
     assert all(row.collect_statistics and row.plan is None for batch in prefills for row in batch.rows)
     assert [batch.rows[0].start for batch in warm_up] == [4, 5, 4, 5]
@@ -132,5 +137,8 @@ def test_a_batch_that_does_not_fit_is_refused(model_dir: Path) -> None:
     settings = DecodeSettings(sparsities=(0.0,), prompt_tokens=4, num_tokens=3)
     runner = RecordingRunner(model, settings)
     prompts = random_prompts(replace(settings, prompt_tokens=400), VOCAB_SIZE)
-    with pytest.raises(ConfigurationError, match="KV blocks are needed for this batch, the runner has 1"):
-        measure_decode(session_on(runner), settings, prompts, SilentProgress())
+    with (
+        ReadBandwidth(1) as bandwidth,
+        pytest.raises(ConfigurationError, match="KV blocks are needed for this batch, the runner has 1"),
+    ):
+        measure_decode(session_on(runner), settings, prompts, bandwidth, SilentProgress())

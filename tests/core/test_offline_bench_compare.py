@@ -18,7 +18,8 @@ from glass_core.offline.bench import compare_servers, disturbance
 from glass_core.offline.bench.compare import CompareSettings, Paired, alternate
 from glass_core.offline.bench.llama_cpp import LlamaBench
 from glass_core.offline.bench.quality import Score, add_quality
-from glass_core.offline.cli import main
+from glass_core.offline.cli import build_parser, load_commands, main
+from glass_core.offline.commands.bench import compare as compare_command
 from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.extension import why_missing
 from tests.core.fake_llama_cpp import write_llama_bench, write_llama_server
@@ -118,6 +119,13 @@ def test_the_ratio_is_the_median_of_the_repeats_own_ratios() -> None:
     assert (row["ratio"], row["ratio_min"], row["ratio_max"]) == (2.0, 1.0, 4.0)
 
 
+def test_a_random_model_needs_no_artifact() -> None:
+    parser = build_parser(load_commands())
+    for model, method in (("--random=llama-1b", "griffin"), ("smollm2-135m", "a_glass")):
+        args = parser.parse_args(["bench", "compare", model, "--llama-bench", "PATH"])
+        assert compare_command._settings(args).method == method
+
+
 def test_few_repeats_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="repeats must be at least 5 for a median, got 4"):
         CompareSettings(repeats=4)
@@ -137,9 +145,9 @@ def test_few_repeats_are_refused() -> None:
 def test_a_peer_that_fails_is_an_error(script: dict[str, Any], message: str, gguf: Path, tmp_path: Path) -> None:
     bench, _ = write_llama_bench(tmp_path, **script)
     with pytest.raises(ConfigurationError, match=message):
-        LlamaBench(bench, gguf, 1).decode_speed(num_tokens=4, depth=0)
+        LlamaBench(bench, gguf, 1).decode_speed([], num_tokens=4)
     with pytest.raises(ConfigurationError, match="cannot run"):
-        LlamaBench(tmp_path / "absent", gguf, 1).decode_speed(num_tokens=4, depth=0)
+        LlamaBench(tmp_path / "absent", gguf, 1).decode_speed([], num_tokens=4)
 
 
 def test_bad_flags_name_what_is_missing(
@@ -150,6 +158,9 @@ def test_bad_flags_name_what_is_missing(
         ([model_dir, "--llama-bench", bench], "--gguf FILE is needed"),
         ([model_dir, "--llama-bench", tmp_path / "no", "--gguf", gguf], "no such file"),
         (["--random", "llama-1b", "--llama-bench", bench, "--quality"], "no --quality, no --llama-server"),
+        (["--random", "llama-1b", "--transformers"], "no Hugging Face folder"),
+        ([model_dir], "no peer: give --llama-bench with --gguf, --transformers or --vllm-python"),
+        ([model_dir, "--transformers", "--gguf", gguf], "--gguf need --llama-bench"),
     ):
         assert main(["bench", "compare", *map(str, arguments)]) == 1
         assert message in capsys.readouterr().err

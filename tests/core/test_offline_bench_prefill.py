@@ -32,6 +32,7 @@ def test_result_file(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert result["conditions"]["chunk_tokens"] == 4
     assert [row["prompt_tokens"] for row in result["rows"]] == [5, 9]
     for row in result["rows"]:
+        assert (row["sparsity"], row["effective_sparsity"]) == (0.5, 0.5)
         assert row["tokens_per_second_min"] <= row["tokens_per_second"] <= row["tokens_per_second_max"]
         assert row["view_seconds"] >= 0 and row["selection_seconds"] > 0
         extra = row["selection_seconds"] + row["view_seconds"]

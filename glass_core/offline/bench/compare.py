@@ -1,4 +1,4 @@
-"""`glass bench compare`: our runner and llama.cpp in one run, taking turns, so that a ratio compares like with like.
+"""`glass bench compare`: our runner and others in one run, taking turns, so that a ratio compares like with like.
 
 Machines drift by more than the differences that matter. So each repeat measures both sides back to back, the order
 swaps from repeat to repeat, and the ratio reported is the median of the repeats' own ratios, with their range.
@@ -10,16 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from glass_core.errors import ConfigurationError
+from glass_core.offline.bench.bandwidth import ReadBandwidth
 from glass_core.offline.bench.decode import (
     Contestant,
     DecodeSettings,
     prepare_contestants,
     random_prompts,
+    reading,
     release,
+    time_contestant,
     time_decode,
 )
 from glass_core.offline.bench.disturbance import QuietRepeats
-from glass_core.offline.bench.llama_cpp import LlamaBench
+from glass_core.offline.bench.peers.base import EnginePeer
 from glass_core.offline.bench.prefill import PrefillSettings, PromptTimings, prompt_timings, run_prompt
 from glass_core.offline.bench.session import Session
 from glass_core.offline.bench.spread import paired_ratio, spread
@@ -100,20 +103,28 @@ def alternate(repeat: int, ours: Callable[[], None], theirs: Callable[[], None])
 
 
 def compare_engines(
-    session: Session, peers: Sequence[LlamaBench], settings: CompareSettings, quiet: QuietRepeats, progress: Progress
+    session: Session, peers: Sequence[EnginePeer], settings: CompareSettings, quiet: QuietRepeats, progress: Progress
 ) -> list[dict[str, Any]]:
     """Rows for decode at every sparsity and prefill at every length, against every peer, and for our sparse decode
     against our dense one when 0 is the first sparsity."""
-    race = _Race(session, peers, settings)
+    with ReadBandwidth(session.config.num_threads) as bandwidth:
+        race = _Race(session, peers, settings, bandwidth)
+        _run(race, peers, settings, quiet, progress)
+    race.close()
+    return [pair.row() for pair in race.pairs()]
+
+
+def _run(
+    race: "_Race", peers: Sequence[EnginePeer], settings: CompareSettings, quiet: QuietRepeats, progress: Progress
+) -> None:
     with progress.task("comparing", settings.repeats) as advance:
         quiet.run(
             settings.repeats,
             lambda repeat: alternate(repeat, race.run_ours, race.run_theirs),
             race.discard,
+            pids=[pid for peer in peers for pid in peer.pids],
             advance=advance,
         )
-    race.close()
-    return [pair.row() for pair in race.pairs()]
 
 
 def engine_speed(session: Session, settings: DecodeSettings) -> Callable[[float], float]:
@@ -128,10 +139,14 @@ def engine_speed(session: Session, settings: DecodeSettings) -> Callable[[float]
 class _Race:
     """Both sides' measurements of every repeat."""
 
-    def __init__(self, session: Session, peers: Sequence[LlamaBench], settings: CompareSettings) -> None:
-        self._session, self._peers, self._settings = session, peers, settings
+    def __init__(
+        self, session: Session, peers: Sequence[EnginePeer], settings: CompareSettings, bandwidth: ReadBandwidth
+    ) -> None:
+        self._session, self._peers, self._settings, self._bandwidth = session, peers, settings, bandwidth
         decode = settings.decode()
-        self._contestants = prepare_contestants(session, decode, random_prompts(decode, session.spec.vocab_size))
+        prompts = random_prompts(decode, session.spec.vocab_size)
+        self._decode_prompt = prompts[0]
+        self._contestants = prepare_contestants(session, decode, prompts)
         last = self._contestants[-1].sequences[-1]
         self._first_free_block = last.block_table[-1] + 1
         self._prompts = prompt_timings(session, settings.prefill())
@@ -143,23 +158,21 @@ class _Race:
 
     def run_ours(self) -> None:
         for contestant in self._contestants:
-            seconds = time_decode(self._session.runner, contestant.sequences, self._settings.num_tokens)
-            contestant.seconds.append(seconds)
+            time_contestant(self._session, contestant, self._settings.num_tokens, self._bandwidth)
         for prompt in self._prompts:
             self._time_prompt(prompt)
 
     def run_theirs(self) -> None:
-        settings = self._settings
         for peer in self._peers:
-            speed = peer.decode_speed(num_tokens=settings.num_tokens, depth=settings.prompt_tokens)
+            speed = peer.decode_speed(self._decode_prompt, num_tokens=self._settings.num_tokens)
             self._their_decode[peer.label].append(speed)
-            self._their_prefill[peer.label].append(peer.prefill_speeds(settings.prefill_tokens))
+            prompts = [prompt.prompt for prompt in self._prompts]
+            self._their_prefill[peer.label].append(peer.prefill_speeds(prompts))
 
     def discard(self) -> None:
         """Forget the last repeat."""
-        timed: list[list[Any]] = [contestant.seconds for contestant in self._contestants] + [
-            prompt.prefill for prompt in self._prompts
-        ]
+        timed: list[list[Any]] = [prompt.prefill for prompt in self._prompts]
+        timed += [values for contestant in self._contestants for values in (contestant.seconds, contestant.limits)]
         for values in (*timed, *self._their_decode.values(), *self._their_prefill.values()):
             values.pop()
 
@@ -203,12 +216,10 @@ class _Race:
         )
 
     def _sparsities(self, contestant: Contestant) -> dict[str, Any]:
-        plans = [sequence.plan for sequence in contestant.sequences]
-        num_keys = self._settings.prompt_tokens + (self._settings.num_tokens + 1) / 2
         return {
             "sparsity": contestant.sparsity,
             "effective_sparsity": contestant.effective_sparsity,
-            "bytes_per_token": self._session.traffic(plans, num_keys).total_bytes,
+            **reading(contestant, self._settings.decode()),
         }
 
     def _prefill_pair(self, index: int, peer: str) -> Paired:

@@ -57,7 +57,7 @@ def compare_servers(
     if len(concurrencies) < len(settings.loads):
         raise ConfigurationError("servers are compared under closed loops only")
     with _servers(pair, settings, max(concurrencies)) as (ours, theirs):
-        race = _HttpRace(settings, _target(ours), _target(theirs), pair.peer, engine_speed)
+        race = _HttpRace(settings, target_at(ours), target_at(theirs), pair.peer, engine_speed)
         with progress.task("comparing servers", settings.repeats) as advance:
             quiet.run(settings.repeats, race.run, race.discard, pids=(ours.pid, theirs.pid), advance=advance)
         pairs = [*race.pairs(), *_memory_pairs(ours, theirs, pair.peer, image_bytes)]
@@ -96,14 +96,14 @@ class _HttpRace:
     def _run_ours(self, repeat: int) -> None:
         for load in self._loads():
             for sparsity in self._settings.sparsities:
-                row = self._measure(self._ours, load, sparsity, repeat)
+                row = measure_load(self._ours, self._settings, load, sparsity, repeat)
                 self._our_rows.setdefault((load.concurrency, sparsity), []).append(row)
         for sparsity in self._settings.sparsities:
             self._engine[sparsity].append(self._engine_speed(sparsity))
 
     def _run_theirs(self, repeat: int) -> None:
         for load in self._loads():
-            row = self._measure(self._theirs, load, 0.0, repeat)
+            row = measure_load(self._theirs, self._settings, load, 0.0, repeat)
             self._their_rows.setdefault(load.concurrency, []).append(row)
 
     def pairs(self) -> list[Paired]:
@@ -123,15 +123,24 @@ class _HttpRace:
     def _loads(self) -> Iterator[ClosedLoop]:
         return (load for load in self._settings.loads if isinstance(load, ClosedLoop))
 
-    def _measure(self, target: Target, load: ClosedLoop, sparsity: float, repeat: int) -> Mapping[str, Any]:
-        run = run_load(target, self._settings, load, sparsity, seed=self._settings.seed + repeat + 1)
-        row = summarize(run, self._settings.slo)
-        if row["num_failed"] or row["num_unsent"]:
-            raise ConfigurationError(
-                f"{target.host}:{target.port} answered {row['num_completed']} requests, {row['num_failed']} failed "
-                f"({row['first_error']}), {row['num_unsent']} were not sent in time"
-            )
-        return row
+
+def measure_load(
+    target: Target, settings: ServingSettings, load: ClosedLoop, sparsity: float, repeat: int
+) -> Mapping[str, Any]:
+    """One load's result row. Raises ConfigurationError unless every request was answered."""
+    run = run_load(target, settings, load, sparsity, seed=load_seed(settings, repeat))
+    row = summarize(run, settings.slo)
+    if row["num_failed"] or row["num_unsent"]:
+        raise ConfigurationError(
+            f"{target.host}:{target.port} answered {row['num_completed']} requests, {row['num_failed']} failed "
+            f"({row['first_error']}), {row['num_unsent']} were not sent in time"
+        )
+    return row
+
+
+def load_seed(settings: ServingSettings, repeat: int) -> int:
+    """Of a repeat's prompts: every side gets the same."""
+    return settings.seed + repeat + 1
 
 
 def _throughputs(rows: Sequence[Mapping[str, Any]]) -> list[float]:
@@ -153,7 +162,8 @@ def _memory_pairs(ours: ServerProcess, theirs: ServerProcess, peer: str, image_b
     return pairs
 
 
-def _target(process: ServerProcess) -> Target:
+def target_at(process: ServerProcess) -> Target:
+    """Where a started server is loaded."""
     return target_of(f"http://{LOOPBACK}:{process.port}")
 
 
@@ -181,10 +191,15 @@ def _servers(
         yield ours, stack.enter_context(_their_server(pair, settings, num_slots))
 
 
-def _our_server(pair: ServerPair, num_slots: int) -> ServerProcess:
+def our_server(model: str, flags: Sequence[str], *, num_threads: int, num_slots: int) -> ServerProcess:
+    """Our server on a free port, for up to `num_slots` sequences at once."""
     port = free_port()
-    flags = ["--num-threads", str(pair.num_threads), "--max-num-sequences", str(num_slots), *pair.flags]
-    return ServerProcess(glass_command(pair.model, port, flags), port, "/ready")
+    sizes = ["--num-threads", str(num_threads), "--max-num-sequences", str(num_slots)]
+    return ServerProcess(glass_command(model, port, [*sizes, *flags]), port, "/ready")
+
+
+def _our_server(pair: ServerPair, num_slots: int) -> ServerProcess:
+    return our_server(pair.model, pair.flags, num_threads=pair.num_threads, num_slots=num_slots)
 
 
 def _their_server(pair: ServerPair, settings: ServingSettings, num_slots: int) -> ServerProcess:

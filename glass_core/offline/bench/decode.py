@@ -2,6 +2,7 @@
 
 All sparsities' sequences are prefilled once; then each repeat times every sparsity in turn, so a slow minute of the
 machine hits all of them alike. A timed run decodes the same tokens every time: it restarts from the end of the prompt.
+After each, as many bytes as one of its steps reads are read by nothing but a loop: the limit it is held against.
 """
 
 import time
@@ -11,8 +12,10 @@ from typing import Any
 
 from glass_core.api import SamplingParams, SparsityParams
 from glass_core.errors import ConfigurationError
+from glass_core.offline.bench.bandwidth import ReadBandwidth
 from glass_core.offline.bench.session import Session
 from glass_core.offline.bench.spread import paired_ratio, spread
+from glass_core.offline.bench.traffic import StepTraffic
 from glass_core.offline.generation import OfflineSequence, decode_step, lay_out, prefill
 from glass_core.offline.progress import Progress
 from glass_core.runners.base import Runner
@@ -45,11 +48,14 @@ class DecodeSettings:
 
 @dataclass(slots=True)
 class Contestant:
-    """The batch of one sparsity and its timings in seconds, one per repeat."""
+    """The batch of one sparsity; per repeat its seconds and the machine's read bandwidth in GB/s right after, at the
+    size of its steps: `traffic`."""
 
     sparsity: float
     sequences: list[OfflineSequence]
+    traffic: StepTraffic
     seconds: list[float] = field(default_factory=list)
+    limits: list[float] = field(default_factory=list)
 
     @property
     def effective_sparsity(self) -> float:
@@ -60,22 +66,29 @@ class Contestant:
 def run_decode(session: Session, settings: DecodeSettings, progress: Progress, command: str) -> dict[str, Any]:
     """The result file's content: `conditions` and `rows`, for seeded random prompts."""
     prompts = random_prompts(settings, session.spec.vocab_size)
-    rows = measure_decode(session, settings, prompts, progress)
-    return {"conditions": session.conditions(asdict(settings), command), "rows": rows}
+    with ReadBandwidth(session.config.num_threads) as bandwidth:
+        rows = measure_decode(session, settings, prompts, bandwidth, progress)
+        limits = bandwidth.limits()
+    conditions = {**session.conditions(asdict(settings), command), "read_bandwidth": limits}
+    return {"conditions": conditions, "rows": rows}
 
 
 def measure_decode(
-    session: Session, settings: DecodeSettings, prompts: Sequence[Sequence[int]], progress: Progress
+    session: Session,
+    settings: DecodeSettings,
+    prompts: Sequence[Sequence[int]],
+    bandwidth: ReadBandwidth,
+    progress: Progress,
 ) -> list[dict[str, float | int]]:
     """One result row per sparsity. `prompts` has batch_size prompts of prompt_tokens tokens."""
     contestants = prepare_contestants(session, settings, prompts)
     with progress.task("decoding", settings.repeats * len(contestants)) as advance:
         for _ in range(settings.repeats):
             for contestant in contestants:
-                contestant.seconds.append(time_decode(session.runner, contestant.sequences, settings.num_tokens))
+                time_contestant(session, contestant, settings.num_tokens, bandwidth)
                 advance()
     release(session.runner, contestants)
-    return [_row(session, settings, contestant, contestants[0]) for contestant in contestants]
+    return [_row(settings, contestant, contestants[0]) for contestant in contestants]
 
 
 def random_prompts(settings: DecodeSettings, vocab_size: int) -> list[list[int]]:
@@ -103,7 +116,9 @@ def prepare_contestants(
         for sequence in own:
             assert sequence.statistics is not None
             sequence.plan = session.selector.select(params, sequence.statistics)
-        contestants.append(Contestant(sparsity, own))
+        num_keys = settings.prompt_tokens + (settings.num_tokens + 1) / 2
+        traffic = session.traffic([sequence.plan for sequence in own], num_keys=num_keys)
+        contestants.append(Contestant(sparsity, own, traffic))
         time_decode(session.runner, own, min(2, settings.num_tokens))
     return contestants
 
@@ -125,18 +140,30 @@ def time_decode(runner: Runner, sequences: Sequence[OfflineSequence], num_tokens
     return time.perf_counter() - start
 
 
-def _row(
-    session: Session, settings: DecodeSettings, contestant: Contestant, reference: Contestant
-) -> dict[str, float | int]:
+def time_contestant(session: Session, contestant: Contestant, num_tokens: int, bandwidth: ReadBandwidth) -> None:
+    """One more repeat: decode, then read as many bytes."""
+    contestant.seconds.append(time_decode(session.runner, contestant.sequences, num_tokens))
+    contestant.limits.append(bandwidth.measure(contestant.traffic.total_bytes))
+
+
+def reading(contestant: Contestant, settings: DecodeSettings) -> dict[str, float | int]:
+    """Bytes a token costs, the GB/s that makes, and its share of the limit: the median of the repeats' own shares."""
+    step_bytes = contestant.traffic.total_bytes
+    achieved = [step_bytes * settings.num_tokens / seconds / 1e9 for seconds in contestant.seconds]
+    return {
+        "bytes_per_token": round(step_bytes / settings.batch_size),
+        "ffn_bytes_per_token": round(contestant.traffic.ffn_bytes / settings.batch_size),
+        "gb_per_second": spread(achieved).median,
+        "limit_gb_per_second": spread(contestant.limits).median,
+        "share_of_limit": paired_ratio(achieved, contestant.limits).median,
+    }
+
+
+def _row(settings: DecodeSettings, contestant: Contestant, reference: Contestant) -> dict[str, float | int]:
     """Median and spread of the speeds; the ratio to the first sparsity is the median of the repeats' own ratios."""
     tokens = settings.num_tokens * settings.batch_size
     speed = spread([tokens / seconds for seconds in contestant.seconds])
     ratio = paired_ratio(reference.seconds, contestant.seconds)
-    traffic = session.traffic(
-        [sequence.plan for sequence in contestant.sequences],
-        num_keys=settings.prompt_tokens + (settings.num_tokens + 1) / 2,
-    )
-    bytes_per_token = traffic.total_bytes / settings.batch_size
     return {
         "sparsity": contestant.sparsity,
         "effective_sparsity": contestant.effective_sparsity,
@@ -146,9 +173,7 @@ def _row(
         "ratio_to_first": ratio.median,
         "ratio_to_first_min": ratio.low,
         "ratio_to_first_max": ratio.high,
-        "bytes_per_token": round(bytes_per_token),
-        "ffn_bytes_per_token": round(traffic.ffn_bytes / settings.batch_size),
-        "gb_per_second": speed.median * bytes_per_token / 1e9,
+        **reading(contestant, settings),
         "batch_size": settings.batch_size,
         "num_tokens": settings.num_tokens,
     }

@@ -29,13 +29,21 @@ class LlamaBench:
         """A short name for the file: its type where the name ends with one, as in model.Q4_0.gguf."""
         return self.gguf.stem.rpartition(".")[2] or self.gguf.stem
 
-    def decode_speed(self, *, num_tokens: int, depth: int) -> float:
-        """Tokens per second of generating after a context of `depth` tokens, batch 1. llama-bench samples nothing."""
-        (speed,) = self._speeds(["-p", "0", "-n", str(num_tokens), "-d", str(depth)], "n_gen", [num_tokens])
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """None: every call starts a process and waits for its end."""
+        return ()
+
+    def decode_speed(self, prompt: Sequence[int], *, num_tokens: int) -> float:
+        """Tokens per second of generating after a context as long as the prompt, batch 1. llama-bench makes up its own
+        tokens and samples nothing."""
+        depth = str(len(prompt))
+        (speed,) = self._speeds(["-p", "0", "-n", str(num_tokens), "-d", depth], "n_gen", [num_tokens])
         return speed
 
-    def prefill_speeds(self, lengths: Sequence[int]) -> list[float]:
-        """Tokens per second of processing prompts of these lengths."""
+    def prefill_speeds(self, prompts: Sequence[Sequence[int]]) -> list[float]:
+        """Tokens per second of processing prompts as long as these."""
+        lengths = [len(prompt) for prompt in prompts]
         return self._speeds(["-p", ",".join(map(str, lengths)), "-n", "0"], "n_prompt", lengths)
 
     def _speeds(self, flags: list[str], field: str, wanted: Sequence[int]) -> list[float]:

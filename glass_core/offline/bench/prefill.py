@@ -55,12 +55,13 @@ class PrefillSettings:
 @dataclass(slots=True)
 class PromptTimings:
     """Seconds of every repeat for one length. `views` is how much longer the first decode step under a plan took than
-    the next one."""
+    the next one; `effective_sparsity` is that of the plan."""
 
     prompt: tuple[int, ...]
     prefill: list[float] = field(default_factory=list)
     selection: list[float] = field(default_factory=list)
     views: list[float] = field(default_factory=list)
+    effective_sparsity: float = 0.0
 
 
 def run_prefill(session: Session, settings: PrefillSettings, progress: Progress, command: str) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def measure_prefill(session: Session, settings: PrefillSettings, progress: Progr
             for timing in timings:
                 _time_prompt(session, settings, timing)
                 advance()
-    return [_row(timing) for timing in timings]
+    return [{**_row(timing), "sparsity": settings.sparsity} for timing in timings]
 
 
 def prompt_timings(session: Session, settings: PrefillSettings) -> list[PromptTimings]:
@@ -117,6 +118,7 @@ def _time_prompt(session: Session, settings: PrefillSettings, timing: PromptTimi
     selected = time.perf_counter()
     timing.prefill.append(prefilled - start)
     timing.selection.append(selected - prefilled)
+    timing.effective_sparsity = 0.0 if plan is None else plan.sparsity
     timing.views.append(_view_seconds(session, timing.prompt, result.token_id, plan))
 
 
@@ -174,5 +176,6 @@ def _row(timing: PromptTimings) -> dict[str, Any]:
         "seconds": prefill.median,
         "selection_seconds": selection.median,
         "view_seconds": views.median,
+        "effective_sparsity": timing.effective_sparsity,
         "selection_share": extra / (prefill.median + extra),
     }

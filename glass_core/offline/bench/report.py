@@ -1,6 +1,6 @@
 """Results of the benchmarks as tables on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,10 +10,11 @@ Result = Mapping[str, Any]
 
 
 def print_decode(result: Result, console: Console) -> None:
-    """One line per sparsity: median speed and its spread, ratio to the first line, bytes, bandwidth."""
+    """One line per sparsity: median speed and its spread, ratio to the first line, bytes, bandwidth and its share of
+    what this machine can read, quality where it was measured."""
     conditions = result["conditions"]
     size = f"batch {conditions['batch_size']} · {conditions['num_tokens']} tokens after {conditions['prompt_tokens']}"
-    columns = ("sparsity", "tokens/s", "min - max", "ratio", "MB/token", "GB/s")
+    columns = ("sparsity", "tokens/s", "min - max", "ratio", "MB/token", "GB/s", "of limit", "KL")
     table = _table(f"decode · {_engine(conditions)} · {size}", *columns)
     for row in result["rows"]:
         table.add_row(
@@ -22,8 +23,15 @@ def print_decode(result: Result, console: Console) -> None:
             f"{row['ratio_to_first']:.2f}",
             f"{row['bytes_per_token'] / 1e6:.1f}",
             f"{row['gb_per_second']:.1f}",
+            f"{row['share_of_limit']:.0%}",
+            _number(row.get("kl")),
         )
     console.print(table)
+    limits = conditions["read_bandwidth"]
+    console.print(
+        f"this machine reads {limits['cached_gb_per_second']:.1f} GB/s of {limits['cached_bytes'] >> 20} MiB, "
+        f"{limits['uncached_gb_per_second']:.1f} of {limits['uncached_bytes'] >> 20} MiB"
+    )
 
 
 def print_prefill(result: Result, console: Console) -> None:
@@ -64,14 +72,20 @@ def print_serving(result: Result, console: Console) -> None:
 
 
 def print_compare(result: Result, console: Console) -> None:
-    """One line per thing compared, with the KL of both sides where it was measured."""
+    """One line per thing compared, and how much others disturbed it."""
     conditions = result["conditions"]
-    title = f"compare · {_engine(conditions)} · {conditions['repeats']} repeats"
+    print_pairs(result["rows"], f"compare · {_engine(conditions)} · {conditions['repeats']} repeats", console)
+    for side, disturbance in result["disturbance"].items():
+        print_disturbance(side, disturbance, console)
+
+
+def print_pairs(rows: Sequence[Result], title: str, console: Console) -> None:
+    """One line per pair, with the KL of both sides where it was measured."""
     table = Table("what", title=title)
     table.add_column("peer")
     for name in ("ours", "theirs", "ratio", "min - max", "KL ours / theirs"):
         table.add_column(name, justify="right", no_wrap=True)
-    for row in result["rows"]:
+    for row in rows:
         table.add_row(
             row["what"] if row["unit"] == "tokens/s" else f"{row['what']}, {row['unit']}",
             row["peer"],
@@ -82,12 +96,14 @@ def print_compare(result: Result, console: Console) -> None:
             f"{_number(row.get('kl_ours'))} / {_number(row.get('kl_theirs'))}" if row.get("kl_ours") else "",
         )
     console.print(table)
-    for side, disturbance in result["disturbance"].items():
-        kept = disturbance["largest_kept_others_share"]
-        console.print(
-            f"{side}: {disturbance['num_discarded']} disturbed repeats discarded; in those kept, other processes used "
-            f"at most {kept:.0%} of the machine"
-        )
+
+
+def print_disturbance(side: str, disturbance: Result, console: Console) -> None:
+    """What was measured again, and what was left."""
+    console.print(
+        f"{side}: {disturbance['num_discarded']} disturbed repeats discarded; in those kept, other processes used "
+        f"at most {disturbance['largest_kept_others_share']:.0%} of the machine"
+    )
 
 
 def _table(title: str, first: str, *others: str) -> Table:

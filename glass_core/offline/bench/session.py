@@ -1,5 +1,6 @@
 """A loaded runner for a benchmark, what is known about its weights, and the conditions every result carries."""
 
+import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,7 @@ def surroundings(command: str) -> dict[str, Any]:
     """The conditions that do not depend on the model."""
     return {
         "command": command,
+        "host": platform.node(),
         "commit": commit(),
         "machine": machine(),
         "load_average": load_average(),

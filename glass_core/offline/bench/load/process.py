@@ -36,6 +36,15 @@ def glass_command(model: str, port: int, flags: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "server", model, *options]
 
 
+def peak_rss_of(pid: int) -> int | None:
+    """Largest resident set of a running process so far; None where /proc does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
 class ServerProcess:
     """Context manager: ready on entry, gone on exit.
 
@@ -76,12 +85,7 @@ class ServerProcess:
 
     def peak_rss_bytes(self) -> int | None:
         """Largest resident set so far; None where /proc does not say."""
-        status = Path(f"/proc/{self._process.pid}/status")
-        with contextlib.suppress(OSError):
-            for line in status.read_text(encoding="utf-8").splitlines():
-                if line.startswith("VmHWM:"):
-                    return int(line.split()[1]) * 1024
-        return None
+        return peak_rss_of(self._process.pid)
 
     def _wait_until_ready(self, deadline: float) -> None:
         with httpx.Client(trust_env=False, timeout=5.0) as client:

@@ -1,46 +1,41 @@
-"""Ratios to llama.cpp, both sides taking turns in one run.
+"""Ratios to other engines, both sides taking turns in one run.
 
-Give paths of llama.cpp's `llama-bench` and of a GGUF file of the same model; several --gguf make several peers. Each
-repeat measures both sides back to back, in swapping order; a ratio is the median of the repeats' own ratios. Repeats
-that other processes disturbed are discarded and measured again. llama-bench samples no tokens, we do. With
---llama-server the two HTTP servers are compared as well. Beside the ratios stands KL(fp32 || side) per token of
-the fp32 model's own answers: of our side under each sparsity's plan, and of the peer's files where there is a
+llama.cpp: give paths of its `llama-bench` and of a GGUF file of the same model; several --gguf make several peers; with
+--llama-server the two HTTP servers are compared as well. llama-bench samples no tokens, we do. --transformers and
+--vllm-python: the same checkpoint in bfloat16, each in a process of its own; besides decoding and prefill,
+--concurrency streams at once, ours over HTTP, theirs without it. Nothing is installed.
+
+Each repeat measures all sides back to back, in swapping order; a ratio is the median of the repeats' own ratios.
+Repeats that other processes disturbed are discarded and measured again. Beside the ratios stands KL(fp32 || side) per
+token of the fp32 model's own answers: of our side under each sparsity's plan, and of llama.cpp's files where there is a
 llama-server (given, or beside llama-bench).
 """
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glass_core.errors import ConfigurationError
-from glass_core.offline.commands.bench.flags import (
-    add_common,
-    add_engine,
-    add_model,
-    finish,
-    random_model_of,
-    session_of,
-)
+from glass_core.offline.commands.bench import compare_peers
+from glass_core.offline.commands.bench.flags import add_common, add_engine, add_model, finish, session_of
 
 if TYPE_CHECKING:
     from glass_core.offline.bench.compare import CompareSettings
     from glass_core.offline.bench.llama_cpp import LlamaBench
+    from glass_core.offline.bench.peers.base import EnginePeer
+    from glass_core.offline.bench.serving import ServingSettings
     from glass_core.offline.bench.session import Session
 
-HELP = "ratios to llama.cpp, taking turns in one run"
+HELP = "ratios to llama.cpp, transformers and vLLM, taking turns in one run"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--llama-bench", type=Path, required=True, metavar="PATH", help="llama.cpp's benchmark program")
-    parser.add_argument("--llama-server", type=Path, metavar="PATH", help="llama.cpp's server: compare over HTTP too")
-    parser.add_argument("--gguf", type=Path, action="append", metavar="FILE", help="the peer's model; may be repeated")
+    compare_peers.add_arguments(parser)
     parser.add_argument("--sparsities", default="0,0.5", help="comma-separated (default: 0,0.5)")
-    parser.add_argument("--method", default="a_glass", help="selection method; speed does not depend on it")
+    parser.add_argument("--method", help="selection method (default: a_glass; griffin for --random)")
     parser.add_argument("--num-tokens", type=int, default=128, help="tokens decoded per timing (default: 128)")
     parser.add_argument("--prompt-tokens", type=int, default=32, help="tokens in the cache before (default: 32)")
     parser.add_argument("--prefill-tokens", default="512", help="comma-separated (default: 512)")
-    parser.add_argument("--concurrency", default="1,8", help="requests in flight over HTTP (default: 1,8)")
+    parser.add_argument("--concurrency", default="1,8", help="streams at once (default: 1,8)")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of both sides, at least 5 (default: 5)")
     parser.add_argument(
         "--max-others-share",
@@ -64,13 +59,20 @@ def run(args: argparse.Namespace) -> int:
 
     from glass_core.offline.bench.report import print_compare
 
+    compare_peers.check_arguments(args)
     settings = _settings(args)
-    peers = _peers(args)
+    serving = _serving_settings(args, settings)
+    peers = compare_peers.llama_peers(args)
     num_sequences = len(settings.sparsities) + 1
-    with session_of(args, num_sequences=num_sequences, num_tokens=settings.max_sequence_tokens) as session:
-        result = _engines(args, session, peers, settings)
+    with (
+        compare_peers.child_peers(args, settings, serving) as children,
+        session_of(args, num_sequences=num_sequences, num_tokens=settings.max_sequence_tokens) as session,
+    ):
+        result = _engines(args, session, [*peers, *children], settings)
         if args.llama_server is not None:
-            _add_servers(args, session, peers, settings, result)
+            _add_servers(args, session, peers, settings, serving, result)
+        if children:
+            compare_peers.stream_rows(args, children, serving, result)
         if _wants_quality(args, session):
             _add_quality(args, session, peers, settings, result)
     print_compare(result, Console())
@@ -85,11 +87,9 @@ def _settings(args: argparse.Namespace) -> "CompareSettings":
     from glass_core.offline.bench.compare import CompareSettings
     from glass_core.offline.flags import parse_counts, parse_floats
 
-    if args.random is not None and (args.quality or args.llama_server is not None):
-        raise ConfigurationError("a --random model has no tokenizer and no meaning: no --quality, no --llama-server")
     return CompareSettings(
         sparsities=parse_floats(args.sparsities, "--sparsities"),
-        method=args.method,
+        method=args.method or ("a_glass" if args.random is None else "griffin"),  # the latter needs no artifact
         num_tokens=args.num_tokens,
         prompt_tokens=args.prompt_tokens,
         prefill_tokens=parse_counts(args.prefill_tokens, "--prefill-tokens"),
@@ -99,23 +99,24 @@ def _settings(args: argparse.Namespace) -> "CompareSettings":
     )
 
 
-def _peers(args: argparse.Namespace) -> list["LlamaBench"]:
-    """One per GGUF file. A random model brings its own."""
-    from glass_core.offline.bench.llama_cpp import LlamaBench
-    from glass_core.offline.provenance import num_cores
+def _serving_settings(args: argparse.Namespace, settings: "CompareSettings") -> "ServingSettings":
+    """The same answers over HTTP, to prompts of about as many tokens."""
+    from glass_core.offline.bench.serving import ServingSettings, loads_of
+    from glass_core.offline.flags import parse_counts
 
-    own = [] if args.random is None else [random_model_of(args).gguf]
-    files = [*own, *(args.gguf or [])]
-    if not files:
-        raise ConfigurationError("--gguf FILE is needed: the peer's model")
-    for path in (args.llama_bench, *files):
-        if not path.is_file():
-            raise ConfigurationError(f"no such file: {path}")
-    return [LlamaBench(args.llama_bench, path, args.threads or num_cores()) for path in files]
+    return ServingSettings(
+        loads=loads_of(parse_counts(args.concurrency, "--concurrency"), ()),
+        sparsities=settings.sparsities,
+        method=settings.method,
+        prompt_words=settings.prompt_tokens,
+        num_tokens=settings.num_tokens,
+        repeats=settings.repeats,
+        seed=settings.seed,
+    )
 
 
 def _engines(
-    args: argparse.Namespace, session: "Session", peers: list["LlamaBench"], settings: "CompareSettings"
+    args: argparse.Namespace, session: "Session", peers: list["EnginePeer"], settings: "CompareSettings"
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -149,8 +150,8 @@ def _add_quality(
     from glass_core.offline.bench.quality import QualitySettings, add_quality, measure_quality
     from glass_core.offline.progress import ConsoleProgress
 
-    beside = args.llama_bench.with_name("llama-server")
-    server = args.llama_server or (beside if beside.is_file() else None)
+    beside = None if args.llama_bench is None else args.llama_bench.with_name("llama-server")
+    server = args.llama_server or (beside if beside is not None and beside.is_file() else None)
     asked = QualitySettings(
         sparsities=settings.sparsities,
         method=settings.method,
@@ -168,26 +169,16 @@ def _add_servers(
     session: "Session",
     peers: list["LlamaBench"],
     settings: "CompareSettings",
+    serving: "ServingSettings",
     result: dict[str, Any],
 ) -> None:
     from glass_core.offline.bench.compare import engine_speed
     from glass_core.offline.bench.compare_servers import ServerPair, compare_servers
     from glass_core.offline.bench.disturbance import QuietRepeats
-    from glass_core.offline.bench.serving import ServingSettings, loads_of
     from glass_core.offline.commands.bench.flags import engine_config
     from glass_core.offline.commands.bench.serving import server_flags
-    from glass_core.offline.flags import parse_counts
     from glass_core.offline.progress import ConsoleProgress
 
-    serving = ServingSettings(
-        loads=loads_of(parse_counts(args.concurrency, "--concurrency"), ()),
-        sparsities=settings.sparsities,
-        method=settings.method,
-        prompt_words=args.prompt_tokens,
-        num_tokens=args.num_tokens,
-        repeats=args.repeats,
-        seed=args.seed,
-    )
     speed = engine_speed(session, settings.decode())
     quiet = QuietRepeats(settings.max_others_share)
     for peer in peers:

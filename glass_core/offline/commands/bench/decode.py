@@ -2,12 +2,19 @@
 
 Every sparsity's sequences are prefilled once, then each repeat times all sparsities in turn, so that their ratios hold
 even where the machine's speed drifts. Bytes per token are those of the weights and cached keys and values that one
-decode step must read; GB/s is their product with tokens/s.
+decode step must read; GB/s is their product with tokens/s. The limit is how fast this machine reads so many bytes and
+does nothing else, measured in turn with the decoding. --quality adds KL(fp32 || ours) per token at every sparsity.
 """
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
+from glass_core.errors import ConfigurationError
 from glass_core.offline.commands.bench.flags import add_common, add_engine, add_model, finish, session_of
+
+if TYPE_CHECKING:
+    from glass_core.offline.bench.decode import DecodeSettings
+    from glass_core.offline.bench.session import Session
 
 HELP = "decode speed for a sweep of sparsities"
 
@@ -20,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt-tokens", type=int, default=32, help="random prompt tokens (default: 32)")
     parser.add_argument("--batch-size", type=int, default=1, help="sequences decoded together (default: 1)")
     parser.add_argument("--repeats", type=int, default=5, help="timings per sparsity (default: 5)")
+    parser.add_argument("--quality", action="store_true", help="measure the KL to fp32 at every sparsity (native)")
+    parser.add_argument("--quality-tokens", type=int, default=128, help="answer tokens scored (default: 128)")
     add_engine(parser)
     add_common(parser)
 
@@ -32,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     from glass_core.offline.flags import parse_floats
     from glass_core.offline.progress import ConsoleProgress
 
+    if args.quality and args.random is not None:
+        raise ConfigurationError("--quality needs a model that means something, not --random")
     settings = DecodeSettings(
         sparsities=parse_floats(args.sparsities, "--sparsities"),
         method=args.method,
@@ -44,5 +55,19 @@ def run(args: argparse.Namespace) -> int:
     num_sequences = len(settings.sparsities) * settings.batch_size
     with session_of(args, num_sequences=num_sequences, num_tokens=settings.max_sequence_tokens) as session:
         result = run_decode(session, settings, ConsoleProgress(), args.command_line)
+        if args.quality:
+            _add_quality(args, session, settings, result)
     print_decode(result, Console())
     return finish(args, result)
+
+
+def _add_quality(
+    args: argparse.Namespace, session: "Session", settings: "DecodeSettings", result: dict[str, Any]
+) -> None:
+    """Put the KL and the share of equal best tokens into the rows."""
+    from glass_core.offline.bench.quality import QualitySettings, measure_quality
+    from glass_core.offline.progress import ConsoleProgress
+
+    asked = QualitySettings(settings.sparsities, settings.method, num_tokens=args.quality_tokens, seed=args.seed)
+    for row, quality in zip(result["rows"], measure_quality(session, asked, ConsoleProgress()), strict=True):
+        row["kl"], row["agreement"] = quality["kl"], quality["agreement"]

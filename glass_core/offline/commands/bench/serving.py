@@ -3,8 +3,10 @@
 MODEL is served in a subprocess on a free loopback port; --url loads an OpenAI-compatible server that already runs on
 this machine. --concurrency keeps so many requests in flight (closed loop); --rates sends so many a second whatever the
 server does (open loop, Poisson arrivals). Every request is a streamed completion of a prompt of its own, of exactly
---num-tokens tokens at temperature 0. Latencies count from when a request was due. ITL is the time between two chunks of
-text, TPOT the mean time per token after the first; goodput counts answers that meet every --slo-*.
+--num-tokens tokens at temperature 0. --against-engine repeats the closed loops on our own engine without HTTP, taking
+turns with the server: the ratio is what the server, its text and this load generator cost. Latencies count from when a
+request was due. ITL is the time between two chunks of text, TPOT the mean time per token after the first; goodput
+counts answers that meet every --slo-*.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from glass_core.errors import ConfigurationError
 from glass_core.offline.commands.bench.flags import add_common, add_engine, finish
 
 if TYPE_CHECKING:
+    from glass_core.offline.bench.load.process import ServerProcess
     from glass_core.offline.bench.serving import ServingSettings
 
 HELP = "latency, throughput and goodput over HTTP"
@@ -32,6 +35,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-requests", type=int, help="per load (default: 4 per request in flight, at least 8)")
     parser.add_argument("--max-seconds", type=float, default=120.0, help="per load; the rest is cut off (default: 120)")
     parser.add_argument("--repeats", type=int, default=1, help="rounds over all loads (default: 1)")
+    parser.add_argument(
+        "--against-engine", action="store_true", help="the closed loops also without HTTP, --repeats times in turns"
+    )
+    parser.add_argument(
+        "--max-others-share",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="--against-engine: measure a repeat again when other processes used more meanwhile (default: 0.1)",
+    )
     for name, meaning in (("ttft", "time to first token"), ("tpot", "time per output token"), ("e2e", "whole answer")):
         parser.add_argument(f"--slo-{name}-ms", type=float, help=f"goal for the {meaning}, in milliseconds")
     add_engine(parser)
@@ -41,13 +54,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from glass_core.offline.bench.report import print_serving
+    from glass_core.offline.bench.report import print_disturbance, print_pairs, print_serving
 
     settings = _settings(args)
     if (args.model is None) == (args.url is None):
         raise ConfigurationError("give either MODEL or --url")
+    if args.against_engine and (args.model is None or not args.concurrency):
+        raise ConfigurationError("--against-engine needs MODEL and --concurrency")
     result = _load_running(args, settings) if args.model is None else _load_own(args, settings)
     print_serving(result, Console())
+    if args.against_engine:
+        print_pairs(result["engine"], "the same streams over HTTP and in the engine alone", Console())
+        print_disturbance("streams", result["disturbance"]["streams"], Console())
     return finish(args, result)
 
 
@@ -93,10 +111,31 @@ def _load_own(args: argparse.Namespace, settings: "ServingSettings") -> dict[str
     flags = [*server_flags(args), "--max-num-sequences", str(settings.max_concurrency)]
     with ServerProcess(glass_command(str(config.model_path), port, flags), port, "/ready") as server:
         target = target_of(f"http://{LOOPBACK}:{port}")
-        conditions = {**served_conditions(target), "start_seconds": server.start_seconds}
+        served = served_conditions(target)
+        conditions = {**served, "quantization": served.get("dtype"), "start_seconds": server.start_seconds}
         result = serving_result(target, settings, ConsoleProgress(), conditions, args.command_line)
         result["conditions"]["peak_rss_bytes"] = server.peak_rss_bytes()
+        if args.against_engine:
+            _add_engine(args, server, settings, result)
     return result
+
+
+def _add_engine(
+    args: argparse.Namespace, server: "ServerProcess", settings: "ServingSettings", result: dict[str, Any]
+) -> None:
+    """Put the closed loops over HTTP against those in the engine alone into a result."""
+    from glass_core.offline.bench.compare_streams import compare_streams
+    from glass_core.offline.bench.disturbance import QuietRepeats
+    from glass_core.offline.bench.peers.own_engine import OwnEngine
+    from glass_core.offline.commands.bench.flags import engine_config
+    from glass_core.offline.progress import ConsoleProgress
+    from glass_core.text import load_text_processor
+
+    config, quiet = engine_config(args), QuietRepeats(args.max_others_share)
+    encode = load_text_processor(config.model_path).encode_prompt
+    with OwnEngine(config, method=args.method, max_sequences=settings.max_concurrency) as engine:
+        result["engine"] = compare_streams(server, [engine], settings, encode, quiet=quiet, progress=ConsoleProgress())
+    result["disturbance"] = {"streams": quiet.as_json()}
 
 
 def server_flags(args: argparse.Namespace) -> list[str]:
