@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="sequences decoded together (default: 1)")
     parser.add_argument("--repeats", type=int, default=5, help="timings per sparsity (default: 5)")
     parser.add_argument("--quality", action="store_true", help="measure the KL to fp32 at every sparsity (native)")
-    parser.add_argument("--quality-tokens", type=int, default=128, help="answer tokens scored (default: 128)")
+    parser.add_argument("--quality-tokens", type=int, default=320, help="answer tokens scored (default: 320)")
     add_engine(parser)
     add_common(parser)
 
