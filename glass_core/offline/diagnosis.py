@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from glass_core.checkpoint.prepared import PreparedCheckpoint, open_prepared
-from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST, EngineConfig, glass_home, models_directory
+from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST, CacheConfig, EngineConfig, glass_home, models_directory
 from glass_core.engine.loading import load_statistics, runner_names
 from glass_core.engine.runner_choice import NATIVE, PREFERENCE
 from glass_core.errors import GlassError
@@ -93,7 +93,9 @@ def _memory() -> Finding:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return Finding("memory", Status.WARN, "cannot be determined on this system")
-    return Finding("memory", Status.OK, f"{total / (1 << 30):.1f} GiB")
+    kv = CacheConfig().kv_cache_bytes / (1 << 30)
+    detail = f"{total / (1 << 30):.1f} GiB; the KV cache takes up to {kv:.1f} GiB by default, page by page as it fills"
+    return Finding("memory", Status.OK, detail)
 
 
 def _cache_folder() -> Finding:
@@ -174,5 +176,6 @@ def _images(checkpoint: PreparedCheckpoint) -> str:
     for name in available_formats(checkpoint.model_dir):
         header = open_image(checkpoint, name)
         verify_payload(header)
-        described.append(f"{name} image ({'exact' if header.exact else 'nearest'}, {_in_huge_pages(header)})")
+        size = f"{header.path.stat().st_size / 1e6:.0f} MB"
+        described.append(f"{name} image ({'exact' if header.exact else 'nearest'}, {size}, {_in_huge_pages(header)})")
     return ", ".join(described) or "no weight image yet (made at the first start)"
