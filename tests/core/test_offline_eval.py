@@ -174,6 +174,9 @@ def test_sweep_refuses_what_cannot_be_served() -> None:
         Sweep(("nope",), (0.5,)).conditions(selector)
     with pytest.raises(MissingStatisticsError, match="a_glass"):
         Sweep(("a_glass",), (0.5,)).conditions(selector)
+    assert Sweep(("dense",), (0.5,), profiles=("uniform", "sensitivity")).conditions(selector) == [
+        SparsityParams(0.0, None, "dense")
+    ]
     assert Sweep(("oracle", "oracle"), (0.5, 0.5), (0.1, 0.9)).conditions(selector) == [
         SparsityParams(0.5, None, "oracle")
     ]

@@ -71,7 +71,7 @@ class QualitySettings:
 
     sparsities: tuple[float, ...]
     method: str
-    num_tokens: int = 320
+    num_tokens: int = 160
     seed: int = 0
     llama_server: Path | None = None
     peers: tuple[LlamaBench, ...] = ()

@@ -53,7 +53,7 @@ class Sweep:
         fusing = {name for name, method in evaluation_selectors().items() if method.fuses}
         found: dict[SparsityParams, None] = {}
         for method in self.methods:
-            for profile in self.profiles:
+            for profile in self.profiles if method != DENSE_METHOD else (UNIFORM,):
                 for sparsity in self.sparsities if method != DENSE_METHOD else (0.0,):
                     for lambda_ in self.lambdas if method in fusing and sparsity > 0 else (None,):
                         params = SparsityParams(sparsity, lambda_, method, profile, self.seed)

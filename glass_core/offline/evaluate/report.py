@@ -11,29 +11,22 @@ Row = Mapping[str, Any]
 
 
 def print_table(result: Mapping[str, Any], console: Console) -> None:
-    """All rows, under the dense perplexity. top-1: agreement with the dense model; reads: share of FFN weights; for a
-    runner that is compared with the reference, the KL from the reference under the same condition."""
+    """All rows, under the dense perplexity. top-1: agreement with the dense model; reads: share of FFN weights. When a
+    runner is compared with the reference, instead the KL from the reference under the same condition."""
     dense = result["dense"]
     compared = any("kl_same_condition" in row for row in result["rows"])
     title = f"long-form · dense ppl {dense['ppl']:.2f} · {dense['num_answers']} answers, {dense['num_tokens']} tokens"
-    table = Table(*(["runner"] if compared else []), title=title)
-    table.add_column("method", no_wrap=True)
-    for name in ("sparsity", "λ", "profile"):
-        table.add_column(name)
-    for name in ("ppl", "KL", "top-1", "reads", *(["KL to same"] if compared else [])):
-        table.add_column(name, justify="right")
+    table = Table("condition", title=title)
+    for name in ("ppl", "KL", "top-1", "KL to same" if compared else "reads"):
+        table.add_column(name, justify="right", no_wrap=True)
     for row in result["rows"]:
+        label = f"{_label(row)} at {row['sparsity']:g}"
         table.add_row(
-            *([_runner(row)] if compared else []),
-            row["method"],
-            f"{row['sparsity']:g}",
-            "-" if row["lambda"] is None else f"{row['lambda']:g}",
-            row["profile"],
+            f"{_runner(row)}\n{label}" if compared else label,
             with_interval(row, "ppl", "{:.2f}"),
             with_interval(row, "kl", "{:.4f}"),
             with_interval(row, "agreement", "{:.1%}"),
-            f"{row['ffn_reads']:.3f}",
-            *([with_interval(row, "kl_same_condition", "{:.4f}")] if compared else []),
+            with_interval(row, "kl_same_condition", "{:.4f}") if compared else f"{row['ffn_reads']:.3f}",
         )
     console.print(table)
     bootstrap = result["bootstrap"]
@@ -45,8 +38,15 @@ def with_interval(row: Row, name: str, form: str) -> str:
     if name not in row:
         return ""
     interval = row[f"{name}_interval"]
-    bounds = "" if interval is None else f"\n{form.format(interval[0])} - {form.format(interval[1])}"
+    bounds = "" if interval is None else f"\n{form.format(interval[0])}-{form.format(interval[1])}"
     return form.format(row[name]) + bounds
+
+
+def _label(row: Row) -> str:
+    """Method, lambda and profile."""
+    weight = "" if row["lambda"] is None else f" λ {row['lambda']:g}"
+    profile = "" if row["profile"] == "uniform" else f" ({row['profile']})"
+    return f"{row['method']}{weight}{profile}"
 
 
 def _runner(row: Row) -> str:
@@ -54,15 +54,13 @@ def _runner(row: Row) -> str:
 
 
 def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows grouped into one labeled curve per method, lambda, profile and, where there are two, runner, by rising
+    """Rows grouped into one labeled curve per method, lambda, profile and, where there are several, runner, by rising
     sparsity."""
     several = len({_runner(row) for row in rows}) > 1
     found: dict[str, list[Row]] = {}
     for row in rows:
-        weight = "" if row["lambda"] is None else f" λ {row['lambda']:g}"
-        profile = "" if row["profile"] == "uniform" else f" ({row['profile']})"
         runner = f" on {_runner(row)}" if several else ""
-        found.setdefault(f"{row['method']}{weight}{profile}{runner}", []).append(row)
+        found.setdefault(f"{_label(row)}{runner}", []).append(row)
     return {label: sorted(group, key=lambda row: float(row["sparsity"])) for label, group in found.items()}
 
 

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="measure the KL to fp32 of both sides' settings (default: where the native runner runs a real model)",
     )
-    parser.add_argument("--quality-tokens", type=int, default=320, help="answer tokens scored (default: 320)")
+    parser.add_argument("--quality-tokens", type=int, default=160, help="answer tokens scored (default: 160)")
     add_engine(parser)
     add_common(parser)
 
