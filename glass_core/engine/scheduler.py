@@ -89,6 +89,8 @@ class Scheduler:
     def _grow(self, sequence: Sequence, preempted: list[Sequence]) -> bool:
         """Give a decode row room for its token. False when the sequence itself was the youngest and had to go."""
         missing = self.allocator.blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        if missing == 0:  # as in most steps
+            return True
         while missing > self.allocator.num_free:
             victim = self.running[-1]
             self._preempt(victim)

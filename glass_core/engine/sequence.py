@@ -133,6 +133,7 @@ class Sequence:
         start, end = self.num_computed, self.num_computed + num_tokens
         in_prompt = start < self.num_prompt
         collects = in_prompt and self.needs_statistics
+        snapshot_ends = tuple(at for at in self.snapshot_ends if start < at <= end) if collects else ()
         return StepRow(
             sequence_id=self.id,
             token_ids=self._tokens(start, end),
@@ -143,7 +144,7 @@ class Sequence:
             sample=self._sample_input() if end == self.num_tokens else None,
             num_prompt_tokens=self.num_prompt,
             prior_statistics=self.statistics if collects else None,
-            snapshot_ends=tuple(position for position in self.snapshot_ends if start < position <= end),
+            snapshot_ends=snapshot_ends,
         )
 
     def _tokens(self, start: int, end: int) -> tuple[int, ...]:

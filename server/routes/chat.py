@@ -1,19 +1,20 @@
 """`POST /v1/chat/completions`."""
 
-import asyncio
-
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from server.deps import AdmittedModelDep, GlassHeadersDep, LoadedModel, MetricsDep, SettingsDep
+from server.deps import AdmittedModelDep, GlassHeadersDep, MetricsDep, SettingsDep
 from server.generation import ChoiceEnd, Generator
 from server.routes.answering import ChunkStream, Json, collect, whole
 from server.routes.build import RequestBuilder
 from server.routes.described import ERROR_RESPONSES
+from server.routes.encoding import encode_beside
 from server.schemas.chat import ChatCompletion, ChatCompletionRequest
 from server.sse import EventStreamResponse, StrictJsonResponse, until_disconnect
 
 router = APIRouter(tags=["generation"])
+
+MESSAGE_SIZE = 32  # characters that a template puts around a message, about
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=ERROR_RESPONSES)
@@ -32,7 +33,9 @@ async def create_chat_completion(
     """
     builder = RequestBuilder(body, headers, settings, model, prompt_param="messages")
     builder.check(num_prompts=1)
-    prompt = await asyncio.to_thread(_encode, body, model)
+    messages = [message.template_json() for message in body.messages]
+    size = sum(MESSAGE_SIZE + len(message["content"] or "") for message in messages)
+    prompt = await encode_beside(size, lambda: model.text.encode(model.text.render_chat(messages)))
     answer = builder.answer("chatcmpl", [prompt])
     choices = builder.choices(answer, [prompt])
     generator = Generator(model.engine, model.text, metrics)
@@ -42,12 +45,6 @@ async def create_chat_completion(
         return EventStreamResponse(stream.frames(batches))
     ends = await until_disconnect(request.receive, collect(batches))
     return StrictJsonResponse(whole(answer, "chat.completion", [_choice(end) for end in ends.values()], ends))
-
-
-def _encode(body: ChatCompletionRequest, model: LoadedModel) -> list[int]:
-    """Token ids of the conversation. Runs in a thread: a template or a long text must not hold up the other streams."""
-    text = model.text.render_chat([message.template_json() for message in body.messages])
-    return model.text.encode(text)
 
 
 def _choice(end: ChoiceEnd) -> Json:

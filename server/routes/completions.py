@@ -1,6 +1,5 @@
 """`POST /v1/completions`."""
 
-import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
@@ -12,6 +11,7 @@ from server.generation import ChoiceEnd, Generator
 from server.routes.answering import ChunkStream, Json, collect, whole
 from server.routes.build import RequestBuilder
 from server.routes.described import ERROR_RESPONSES
+from server.routes.encoding import encode_beside
 from server.schemas.completions import Completion, CompletionRequest, Prompt
 from server.sse import EventStreamResponse, StrictJsonResponse, until_disconnect
 
@@ -34,7 +34,7 @@ async def create_completion(
     """
     builder = RequestBuilder(body, headers, settings, model, prompt_param="prompt")
     builder.check(num_prompts=len(body.prompts))
-    prompts = await asyncio.to_thread(_encode, body.prompts, model)
+    prompts = await encode_beside(sum(map(len, body.prompts)), lambda: _encode(body.prompts, model))
     answer = builder.answer("cmpl", prompts)
     choices = builder.choices(answer, prompts)
     echoes = _echoes(body, prompts, model)
