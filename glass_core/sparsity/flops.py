@@ -67,13 +67,53 @@ def row_cost(
     Raises ValueError when the counts contradict each other or the model.
     """
     _check_counts(num_tokens, num_keys, num_logits)
+    num_neurons = spec.num_layers * spec.intermediate_size if budgets is None else _total_budget(spec, budgets)
+    return _cost_with_ffn(
+        spec,
+        (num_tokens, num_keys, num_logits),
+        bytes_per_weight,
+        ffn_computed=ffn_flops(spec, num_tokens, num_neurons),
+        bytes_computed=ffn_bytes(spec, num_neurons, bytes_per_weight),
+    )
+
+
+def refined_row_cost(
+    spec: ModelSpec,
+    *,
+    num_tokens: int,
+    num_keys: int,
+    num_logits: int,
+    num_products: int,
+    num_rows: int,
+    bytes_per_weight: float,
+) -> StepCost:
+    """Cost of one row whose plan is refined, next to the dense cost of the same row.
+
+    `num_products`: weight rows (of gate, up and down alike) that the cascade multiplies, summed over tokens and layers;
+    `num_rows`: the distinct ones, each read once. Raises ValueError as `row_cost`, and for more than there are.
+    """
+    _check_counts(num_tokens, num_keys, num_logits)
+    all_rows = FFN_MATRICES * spec.num_layers * spec.intermediate_size
+    if not 0 <= num_rows <= min(num_products, all_rows) or num_products > num_tokens * all_rows:
+        raise ValueError(f"a cascade of {num_tokens} tokens cannot read {num_rows} rows in {num_products} products")
+    return _cost_with_ffn(
+        spec,
+        (num_tokens, num_keys, num_logits),
+        bytes_per_weight,
+        ffn_computed=2 * spec.hidden_size * num_products,
+        bytes_computed=round(Fraction(bytes_per_weight) * spec.hidden_size * num_rows),
+    )
+
+
+def _cost_with_ffn(
+    spec: ModelSpec, counts: tuple[int, int, int], bytes_per_weight: float, *, ffn_computed: int, bytes_computed: int
+) -> StepCost:
+    """The row's cost with this much work in the FFN; `counts`: its tokens, keys and logits."""
+    num_tokens, num_keys, num_logits = counts
     all_neurons = spec.num_layers * spec.intermediate_size
-    num_neurons = all_neurons if budgets is None else _total_budget(spec, budgets)
     per_layer = projection_flops(spec, num_tokens) + attention_flops(spec, num_tokens, num_keys)
     other = spec.num_layers * per_layer + lm_head_flops(spec, num_logits)
     ffn_dense = ffn_flops(spec, num_tokens, all_neurons)
-    ffn_computed = ffn_flops(spec, num_tokens, num_neurons)
-    bytes_computed = ffn_bytes(spec, num_neurons, bytes_per_weight)
     return StepCost(
         flops_dense=other + ffn_dense,
         flops_computed=other + ffn_computed,

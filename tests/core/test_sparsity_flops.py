@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from glass_core.models.spec import ModelSpec, RopeSpec
-from glass_core.sparsity.flops import ffn_bytes, row_cost
+from glass_core.sparsity.flops import ffn_bytes, refined_row_cost, row_cost
 from tests.core.sparsity_samples import property_test
 
 
@@ -121,3 +121,27 @@ def test_contradictory_counts_are_refused(changes: dict[str, Any], message: str)
     values: dict[str, Any] = {"num_tokens": 2, "num_keys": 2, "num_logits": 1, "budgets": None, "bytes_per_weight": 4}
     with pytest.raises(ValueError, match=message):
         row_cost(make_spec(), **(values | changes))
+
+
+def test_a_cascade_that_reads_everything_costs_what_dense_does() -> None:
+    spec, counts = make_spec(), {"num_tokens": 2, "num_keys": 5, "num_logits": 1, "bytes_per_weight": 2}
+    refined = refined_row_cost(spec, **counts, num_products=2 * 3 * 3 * 40, num_rows=3 * 3 * 40)
+    assert refined == row_cost(spec, **counts, budgets=None)
+    half = refined_row_cost(spec, **counts, num_products=3 * 3 * 40, num_rows=3 * 40)
+    assert half.ffn_flops_computed * 2 == refined.ffn_flops_computed
+    assert half.ffn_bytes_planned * 3 == refined.ffn_bytes_planned
+    assert half.flops_saved == refined.ffn_flops_computed - half.ffn_flops_computed
+
+
+@pytest.mark.parametrize(("num_products", "num_rows"), [(721, 10), (720, 361), (5, 6), (5, -1)])
+def test_impossible_cascades_are_refused(num_products: int, num_rows: int) -> None:
+    with pytest.raises(ValueError, match="a cascade of 2 tokens cannot read"):
+        refined_row_cost(
+            make_spec(),
+            num_tokens=2,
+            num_keys=5,
+            num_logits=1,
+            num_products=num_products,
+            num_rows=num_rows,
+            bytes_per_weight=2,
+        )

@@ -18,11 +18,12 @@ from glass_core.runners.base import RowResult, SampleInput, StepBatch, StepResul
 from glass_core.runners.sampling import is_plain_greedy, sample_token
 from glass_core.runners.torch_runner.checks import check_batch
 from glass_core.runners.torch_runner.kv_pool import KVPool
-from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.runners.torch_runner.model import Ffn, TorchModel
+from glass_core.runners.torch_runner.refined import RefinedFfn
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
 from glass_core.runners.torch_runner.step import PlacedRow, StepFfn, flat_tokens, paged_attention, place_rows
 from glass_core.runners.torch_runner.views import ViewCache, packed_bytes
-from glass_core.sparsity.flops import row_cost
+from glass_core.sparsity.flops import refined_row_cost, row_cost
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -101,15 +102,17 @@ class TorchRunner:
         if not placed:
             return StepResult(())
         collectors = [self._collector(item.row) for item in placed]
-        hidden = self._forward(placed, collectors)
+        refined = [self._refined(item.row) for item in placed]
+        hidden = self._forward(placed, collectors, refined)
         tokens = self._sample(placed, hidden)
         results: list[RowResult | None] = [None] * len(placed)
-        for item, collector in zip(placed, collectors, strict=True):
+        for item, collector, ffn in zip(placed, collectors, refined, strict=True):
             results[item.index] = RowResult(
-                self._cost(item.row),
+                self._cost(item.row) if ffn is None else self._refined_cost(item.row, ffn),
                 tokens.get(item.index),
                 None if collector is None else collector.result(),
                 () if collector is None else collector.snapshots(),
+                None if ffn is None else ffn.reads,
             )
         return StepResult(tuple(result for result in results if result is not None))
 
@@ -119,18 +122,24 @@ class TorchRunner:
     def close(self) -> None:
         self._views = ViewCache(self._model)
 
-    def _forward(self, placed: Sequence[PlacedRow], collectors: Sequence[StatisticsCollector | None]) -> Tensor:
+    def _forward(
+        self,
+        placed: Sequence[PlacedRow],
+        collectors: Sequence[StatisticsCollector | None],
+        refined: Sequence[RefinedFfn | None],
+    ) -> Tensor:
         """Final hidden states of all the step's tokens, (n, hidden)."""
         device = self._model.device
-        views = [
-            None if item.row.plan is None else self._views.get(item.row.sequence_id, item.row.plan) for item in placed
+        sparse = [
+            self._pruned(item.row) if cascade is None else cascade.ffn
+            for item, cascade in zip(placed, refined, strict=True)
         ]
         token_ids, positions, lengths = flat_tokens(placed, device)
         return self._model.forward(
             token_ids,
             positions,
             attention=paged_attention(self.spec, self._pool, placed, device),
-            ffn=StepFfn(self._model, placed, views, collectors),
+            ffn=StepFfn(self._model, placed, sparse, collectors),
             rope_lengths=lengths,
         )
 
@@ -143,6 +152,15 @@ class TorchRunner:
         logits = self._model.logits(hidden.index_select(0, last_tokens))
         tokens = draw_tokens(logits, [sample for _, sample in asked])
         return {item.index: token for (item, _), token in zip(asked, tokens, strict=True)}
+
+    def _pruned(self, row: StepRow) -> Ffn | None:
+        return None if row.plan is None else self._views.get(row.sequence_id, row.plan).ffn
+
+    def _refined(self, row: StepRow) -> RefinedFfn | None:
+        if row.plan is None or row.plan.refinement is None:
+            return None
+        views = self._views.get(row.sequence_id, row.plan)
+        return RefinedFfn(self.spec, views, row.plan.refinement, len(row.token_ids), row.refine_scales)
 
     def _collector(self, row: StepRow) -> StatisticsCollector | None:
         if not row.collect_statistics:
@@ -161,6 +179,17 @@ class TorchRunner:
             num_keys=row.start + len(row.token_ids),
             num_logits=0 if row.sample is None else 1,
             budgets=None if row.plan is None else row.plan.budgets,
+            bytes_per_weight=self._model.dtype.itemsize,
+        )
+
+    def _refined_cost(self, row: StepRow, ffn: RefinedFfn) -> StepCost:
+        return refined_row_cost(
+            self.spec,
+            num_tokens=len(row.token_ids),
+            num_keys=row.start + len(row.token_ids),
+            num_logits=0 if row.sample is None else 1,
+            num_products=ffn.num_products,
+            num_rows=ffn.num_rows,
             bytes_per_weight=self._model.dtype.itemsize,
         )
 

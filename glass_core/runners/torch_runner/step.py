@@ -14,9 +14,8 @@ from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import StepBatch, StepRow
 from glass_core.runners.torch_runner.attention import PagedAttention, RowPages, VisibilityMasks
 from glass_core.runners.torch_runner.kv_pool import KVPool
-from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.runners.torch_runner.model import Ffn, TorchModel
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
-from glass_core.runners.torch_runner.views import PackedViews
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +68,20 @@ def _pages(spec: ModelSpec, pool: KVPool, item: PlacedRow, device: torch.device)
 
 
 class StepFfn:
-    """The FFN of one step: the dense rows together, each sparse row through its own views."""
+    """The FFN of one step: the dense rows together, each sparse row through its own FFN."""
 
     def __init__(
         self,
         model: TorchModel,
         placed: Sequence[PlacedRow],
-        views: Sequence[PackedViews | None],
+        sparse: Sequence[Ffn | None],
         collectors: Sequence[StatisticsCollector | None],
     ) -> None:
-        """`views` and `collectors` are parallel to `placed`; None = a dense row, a row that is not measured."""
+        """`sparse` (the FFN of a row with a plan) and `collectors` are parallel to `placed`; None = a dense row, a row
+        that is not measured."""
         self._model = model
         self._num_dense_tokens = sum(len(item.row.token_ids) for item in placed if item.row.plan is None)
-        self._sparse = [(item.tokens, view) for item, view in zip(placed, views, strict=True) if view is not None]
+        self._sparse = [(item.tokens, ffn) for item, ffn in zip(placed, sparse, strict=True) if ffn is not None]
         self._measured = [
             (item.tokens, collector)
             for item, collector in zip(placed, collectors, strict=True)
@@ -90,7 +90,7 @@ class StepFfn:
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
         parts = [self._dense(layer, x[: self._num_dense_tokens])] if self._num_dense_tokens else []
-        parts += [view.ffn(layer, x[tokens]) for tokens, view in self._sparse]
+        parts += [ffn(layer, x[tokens]) for tokens, ffn in self._sparse]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _dense(self, layer: int, x: Tensor) -> Tensor:

@@ -27,6 +27,10 @@ class PackedViews:
             pack(layer.ffn, neurons) for layer, neurons in zip(model.layers, plan.neurons, strict=True)
         )
 
+    def weights(self, layer: int) -> FfnWeights:
+        """The kept neurons' weights."""
+        return self._layers[layer]
+
     def ffn(self, layer: int, x: Tensor) -> Tensor:
         """Pruned FFN output (n, hidden) of x (n, hidden)."""
         weights = self._layers[layer]
