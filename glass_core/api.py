@@ -202,7 +202,8 @@ class EngineInfo:
 
     `methods` are the selection methods it can serve, `profiles` the budget profiles, `default_profile` the best of
     them; `unavailable_methods` maps a known method to why it cannot be served. `notes` lists missing capabilities worth
-    telling (shown by `/version`).
+    telling (shown by `/version`). `isa` is the instruction set of the runner's kernels (None: not its own, as torch's),
+    `num_threads` how many threads a step computes with (None: unknown).
     """
 
     model_name: str
@@ -221,6 +222,8 @@ class EngineInfo:
     artifact: str | None = None
     default_profile: str = "uniform"
     notes: tuple[str, ...] = ()
+    isa: str | None = None
+    num_threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,8 @@ FAKE_INFO = EngineInfo(
     methods=("griffin", "dense"),
     profiles=("uniform",),
     unavailable_methods={"a_glass": "no artifact"},
+    isa="fake_isa",
+    num_threads=3,
 )
 
 

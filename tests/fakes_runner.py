@@ -68,6 +68,8 @@ class FakeRunner:
     fingerprint: str = "fake-fingerprint"
     device: str = "cpu"
     num_parameters: int = 1234
+    isa: str | None = "fake_isa"
+    num_threads: int = 3
     failures: deque[BaseException | None] = field(default_factory=deque)
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)

@@ -309,6 +309,8 @@ def _describe(
         artifact=artifact,
         default_profile=selector.default_profile,
         notes=_notes(runner, config, max_model_len, artifact),
+        isa=runner.isa,
+        num_threads=runner.num_threads,
     )
 
 

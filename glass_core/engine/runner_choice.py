@@ -9,6 +9,7 @@ from glass_core.config import AUTO, EngineConfig
 from glass_core.errors import ConfigurationError
 from glass_core.runners.native.availability import why_not
 from glass_core.runners.native.checkpoint_image import chosen_format
+from glass_core.runners.native.extension import kernel_notes
 from glass_core.runners.native.image import FORMATS
 
 NATIVE, TORCH = "native", "torch_runner"
@@ -31,7 +32,7 @@ def choose_runner(config: EngineConfig) -> RunnerChoice:
     model folder cannot be read.
     """
     if config.runner != AUTO:
-        return RunnerChoice(_with_dtype(config))
+        return RunnerChoice(_with_dtype(config), kernel_notes() if config.runner == NATIVE else ())
     if config.dtype in TORCH_DTYPES:
         return RunnerChoice(replace(config, runner=TORCH))
     if config.dtype != AUTO and config.dtype not in FORMATS:
@@ -39,7 +40,7 @@ def choose_runner(config: EngineConfig) -> RunnerChoice:
         raise ConfigurationError(f"dtype must be one of {known}, got {config.dtype!r}")
     reason = why_not(config)
     if reason is None:
-        return RunnerChoice(_with_dtype(replace(config, runner=NATIVE)))
+        return RunnerChoice(_with_dtype(replace(config, runner=NATIVE)), kernel_notes())
     if config.dtype in FORMATS:
         raise ConfigurationError(f"dtype {config.dtype!r} needs the native runner, which cannot serve here: {reason}")
     note = f"{TORCH} serves, the native runner cannot: {reason}"

@@ -18,11 +18,10 @@ from glass_core.errors import GlassError
 from glass_core.offline.ffn_cost_report import describe, known_costs
 from glass_core.offline.provenance import num_cores
 from glass_core.runners.native.checkpoint_image import available_formats, open_image
-from glass_core.runners.native.extension import load_extension, why_missing
+from glass_core.runners.native.extension import ISA_VARIABLE, load_extension, requested_isa, why_missing
 from glass_core.runners.native.huge_pages import huge_page_bytes
 from glass_core.runners.native.image import ImageHeader, verify_payload
 from glass_core.runners.native.processor import cpu_info, cpu_model
-from glass_core.runners.native.runner import ISA_VARIABLE
 
 MIN_PYTHON = (3, 11)
 # instruction sets that decide how fast a runner can be
@@ -49,7 +48,7 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """All checks, cheap ones first."""
-    findings = [_python(), *_packages(), _processor(), _memory(), _cache_folder(), *_runners()]
+    findings = [_python(), *_packages(), _processor(), _memory(), _cache_folder(), *_runners(), *_instruction_set()]
     return [*findings, *_models(), *_ffn_costs()]
 
 
@@ -113,7 +112,7 @@ def _runners() -> Iterator[Finding]:
     default = next((name for name in PREFERENCE if name in problems and problems[name] is None), None)
     for name, problem in problems.items():
         if problem is None:
-            yield Finding(f"runner {name}", Status.OK, _runner_detail(name) + (" (default)" if name == default else ""))
+            yield Finding(f"runner {name}", Status.OK, "available" + (" (default)" if name == default else ""))
         else:
             status = Status.FAIL if default is None else Status.WARN
             yield Finding(f"runner {name}", status, f"unavailable: {problem}")
@@ -128,12 +127,21 @@ def _runner_problem(name: str) -> str | None:
     return why_missing() if name == NATIVE else None
 
 
-def _runner_detail(name: str) -> str:
-    if name != NATIVE:
-        return "available"
-    names = load_extension().kernels.available_isas()
-    chosen = os.environ.get(ISA_VARIABLE) or names[0]
-    return f"available; instruction set {chosen} of {', '.join(names)}"
+def _instruction_set() -> Iterator[Finding]:
+    """Which of the native runner's kernels run here, and why the others do not."""
+    if why_missing() is not None:
+        return
+    kernels = load_extension().kernels
+    try:
+        chosen = kernels.choose_isa(requested_isa())
+    except ValueError as error:
+        yield Finding("instruction set", Status.FAIL, f"{ISA_VARIABLE}: {error}")
+        return
+    states = kernels.isa_states()
+    missing = "".join(f"; not {name}: {problem}" for name, problem, _ in states if problem)
+    available = ", ".join(name for name, problem, _ in states if not problem)
+    status = Status.WARN if any(defective for _, _, defective in states) else Status.OK
+    yield Finding("instruction set", status, f"{chosen} of {available}{missing}")
 
 
 def _models() -> Iterator[Finding]:

@@ -119,6 +119,16 @@ class Runner(Protocol):
     def device(self) -> str: ...
 
     @property
+    def isa(self) -> str | None:
+        """The instruction set of the runner's own kernels; None for a runner without any."""
+        ...
+
+    @property
+    def num_threads(self) -> int:
+        """Threads a step computes with."""
+        ...
+
+    @property
     def num_parameters(self) -> int: ...
 
     @property

@@ -43,6 +43,8 @@ def _describe(info: EngineInfo) -> dict[str, Any]:
         "runner": info.runner,
         "dtype": info.dtype,
         "device": info.device,
+        "isa": info.isa,
+        "num_threads": info.num_threads,
         "max_model_len": info.max_model_len,
         "num_layers": info.num_layers,
         "intermediate_size": info.intermediate_size,

@@ -14,11 +14,13 @@ PROMPT_TOKENS = 7
 
 @dataclass
 class FakeServer:
-    """Its address and the bodies it was sent. `status` other than 200 refuses every completion."""
+    """Its address and the bodies it was sent. `status` other than 200 refuses every completion. `version` is what
+    `/version` answers; None = it has no such path."""
 
     port: int = 0
     status: int = 200
     seconds_per_token: float = 0.0
+    version: object = None
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -56,7 +58,9 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_GET(self) -> None:
-        known = {"/v1/models": {"data": [{"id": "fake"}]}, "/ready": {}, "/health": {}}
+        known: dict[str, object] = {"/v1/models": {"data": [{"id": "fake"}]}, "/ready": {}, "/health": {}}
+        if self.server_state.version is not None:
+            known["/version"] = self.server_state.version
         self.send_json(200 if self.path in known else 404, known.get(self.path, {}))
 
     def do_POST(self) -> None:

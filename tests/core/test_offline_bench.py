@@ -73,6 +73,7 @@ def test_result_file(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert conditions["command"].startswith("glass bench decode ")
     assert conditions["machine"]["num_cores"] >= 1 and conditions["isa"].startswith("torch ")
     assert conditions["read_bandwidth"]["uncached_gb_per_second"] > 0 and conditions["host"] and "seed" in conditions
+    assert conditions["threads"] >= 1
     dense, half = result["rows"]
     assert (dense["sparsity"], half["sparsity"], half["effective_sparsity"]) == (0.0, 0.5, 0.5)
     assert dense["ratio_to_first"] == 1.0

@@ -18,7 +18,7 @@ from glass_core.offline.bench.load.generator import ClosedLoop, LoadRun, OpenLoo
 from glass_core.offline.bench.load.metrics import Slo, summarize
 from glass_core.offline.bench.load.process import ServerProcess, free_port
 from glass_core.offline.bench.load.target import target_of, word_prompts
-from glass_core.offline.bench.serving import ServingSettings
+from glass_core.offline.bench.serving import ServingSettings, served_conditions
 from glass_core.offline.bench.spread import percentile, percentiles
 from glass_core.offline.cli import main
 from tests.core.fake_completions_server import PROMPT_TOKENS, fake_server
@@ -101,6 +101,21 @@ def test_summary_counts_goodput_by_all_goals() -> None:
     assert row["decode_tokens_per_second"] == pytest.approx(10.0)
     assert row["generator_cpu_share"] == pytest.approx(0.01)
     assert row["generator_cpu_us_per_token"] == pytest.approx(2000.0)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ({"engine": {"isa": "avx2", "num_threads": 3, "notes": []}}, {"isa": "avx2", "threads": 3}),
+        ({"engine": None}, {}),
+        (["not ours"], {}),
+    ],
+)
+def test_a_result_says_what_our_server_says_of_its_engine(version: object, expected: dict[str, object]) -> None:
+    with fake_server() as server:
+        assert served_conditions(target_of(server.url)) == {}
+        server.version = version
+        assert served_conditions(target_of(server.url)) == {"server": version, **expected}
 
 
 def test_percentiles_are_measured_values() -> None:

@@ -82,9 +82,18 @@ def served_conditions(target: Target) -> dict[str, Any]:
     try:
         with httpx.Client(trust_env=False, timeout=10.0) as client:
             answer = client.get(f"http://{target.host}:{target.port}/version")
-            return {"server": answer.json()} if answer.status_code == httpx.codes.OK else {}
+            return _engine_conditions(answer.json()) if answer.status_code == httpx.codes.OK else {}
     except (httpx.HTTPError, ValueError):
         return {}
+
+
+def _engine_conditions(version: Any) -> dict[str, Any]:
+    """`/version` whole, and from it the fields that results of the other benchmarks have too."""
+    engine = version.get("engine") if isinstance(version, dict) else None
+    if not isinstance(engine, dict):
+        return {"server": version}
+    names = {"runner": "runner", "dtype": "dtype", "device": "device", "isa": "isa", "threads": "num_threads"}
+    return {"server": version, **{name: engine[field] for name, field in names.items() if field in engine}}
 
 
 def measure_serving(target: Target, settings: ServingSettings, progress: Progress) -> list[dict[str, Any]]:

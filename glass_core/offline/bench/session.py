@@ -15,7 +15,7 @@ from glass_core.models.registry import load_spec
 from glass_core.models.spec import ModelSpec
 from glass_core.offline.bench.traffic import StepTraffic, image_step_traffic, step_traffic
 from glass_core.offline.generation import cache_for
-from glass_core.offline.provenance import commit, load_average, machine, num_cores, versions
+from glass_core.offline.provenance import commit, load_average, machine, versions
 from glass_core.runners.base import Runner
 from glass_core.runners.native.image import ImageHeader, image_path, read_image
 from glass_core.sparsity.plan import SparsityPlan
@@ -59,7 +59,7 @@ class Session:
             "dtype": self.config.dtype,
             "quantization": self.config.dtype if self.image is None else self.image.format,
             "device": self.config.device,
-            "threads": self.config.num_threads or num_cores(),
+            "threads": self.runner.num_threads,
             "isa": instruction_set(self.runner),
             **settings,
             **surroundings(command),
@@ -118,9 +118,8 @@ def _find_image(config: EngineConfig) -> ImageHeader | None:
 
 def instruction_set(runner: Runner) -> str | None:
     """What the kernels use, as far as the runner or its framework says."""
-    named = getattr(runner, "isa", None)
-    if named is not None:
-        return str(named)
+    if runner.isa is not None:
+        return runner.isa
     torch = sys.modules.get("torch")
     return None if torch is None else f"torch {torch.backends.cpu.get_cpu_capability()}"
 

@@ -1,6 +1,7 @@
-"""The compiled module `_native`: importing it, and saying why it cannot be."""
+"""The compiled module `_native`: importing it, saying why it cannot be, and which instruction set its kernels use."""
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -9,6 +10,7 @@ from glass_core.errors import ConfigurationError
 if TYPE_CHECKING:
     from glass_core.runners.native.types import NativeModule
 
+ISA_VARIABLE = "GLASS_CPU_ISA"
 _NAME = "glass_core.runners.native._native"
 
 
@@ -36,3 +38,21 @@ def why_missing() -> str | None:
     except ConfigurationError as error:
         return str(error)
     return None
+
+
+def requested_isa() -> str:
+    """The instruction set $GLASS_CPU_ISA names; empty = the best one."""
+    return os.environ.get(ISA_VARIABLE, "")
+
+
+def kernel_notes() -> tuple[str, ...]:
+    """A note per instruction set that this machine has but whose kernels compute wrong results here.
+
+    None when $GLASS_CPU_ISA names one: then no other kernels are run, not even to check them.
+    """
+    if requested_isa() or why_missing() is not None:
+        return ()
+    passed_over = load_extension().kernels.passed_over_isas()
+    return tuple(
+        f"instruction set {name} is not used: {problem}" for name, problem, defective in passed_over if defective
+    )

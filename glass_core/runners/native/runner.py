@@ -17,7 +17,7 @@ from glass_core.runners.base import RowResult, StepBatch, StepResult, StepRow
 from glass_core.runners.checks import block_problem, check_rows, statistics_problem, token_problem
 from glass_core.runners.native.checkpoint_image import open_or_make_image
 from glass_core.runners.native.costs import row_costs
-from glass_core.runners.native.extension import load_extension
+from glass_core.runners.native.extension import load_extension, requested_isa
 from glass_core.runners.native.ffn_costs import choose_paths_by_cost, costs_path, measure_paths
 from glass_core.runners.native.ffn_work import FfnWork, dense_work
 from glass_core.runners.native.huge_pages import read_in_huge_pages
@@ -29,7 +29,6 @@ from glass_core.runners.native.types import Floats, Indices, NativeModel, StepOu
 from glass_core.runners.sampling import is_plain_greedy, sample_token
 from glass_core.sparsity.local_stats import LocalStatistics
 
-ISA_VARIABLE = "GLASS_CPU_ISA"
 
 
 def load(config: EngineConfig) -> "NativeRunner":
@@ -64,7 +63,7 @@ class NativeRunner:
         self._cache = cache
         self.num_kv_blocks = _num_blocks(header.spec, cache)
         threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
-        chosen = os.environ.get(ISA_VARIABLE, "") if isa is None else isa
+        chosen = requested_isa() if isa is None else isa
         self._model: NativeModel | None = _open_model(
             header, (threads, self.num_kv_blocks, cache.block_size, cache.kv_cache_dtype), chosen
         )
@@ -72,7 +71,8 @@ class NativeRunner:
         self._rope = RopeFrequencies(header.spec)
         self._magnitudes: Floats | None = None
         self._dense_work = dense_work(header)
-        self.isa = self._model.isa
+        self.isa: str | None = self._model.isa
+        self.num_threads = threads
 
     @property
     def spec(self) -> ModelSpec:

@@ -13,6 +13,8 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.int32]
 # name, kind, offset, num_bytes, rows, cols, padded_cols, row_bytes
 TensorRow = tuple[str, str, int, int, int, int, int, int]
+# name, problem (empty = it can be used), whether the problem is a failed check of its kernels
+IsaRow = tuple[str, str, bool]
 # the row's first `length` tokens: their sums go to these arrays (num_layers, intermediate_size)
 Stage = tuple[int, Floats, Floats]
 # prior sums of absolute values and of squares (None = zero), stages in ascending order, the last is the whole row
@@ -79,7 +81,19 @@ class NativeKernels(Protocol):
     """The submodule `_native.kernels`, but for what only its tests use."""
 
     def available_isas(self) -> list[str]:
-        """Instruction sets this build has kernels for and this processor runs, best first."""
+        """Instruction sets this build has kernels for and that can be used here, best first."""
+        ...
+
+    def isa_states(self) -> list[IsaRow]:
+        """Every instruction set this build has kernels for, best first."""
+        ...
+
+    def passed_over_isas(self) -> list[IsaRow]:
+        """Those better than the best that can be used."""
+        ...
+
+    def choose_isa(self, isa: str) -> str:
+        """The named instruction set, or the best for an empty name. Raises ValueError when it cannot be used."""
         ...
 
 

@@ -66,6 +66,15 @@ class TorchRunner:
         return str(self._model.device)
 
     @property
+    def isa(self) -> None:
+        """The kernels are torch's, which has its own choice."""
+        return
+
+    @property
+    def num_threads(self) -> int:
+        return torch.get_num_threads()
+
+    @property
     def num_parameters(self) -> int:
         return self._model.weights.num_parameters
 

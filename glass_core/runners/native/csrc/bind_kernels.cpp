@@ -1,4 +1,4 @@
-// Python access to every kernel of every ISA, for tests: arrays in, arrays out, shapes checked.
+// Python access to the choice of ISA and, for tests, to every kernel of every ISA: arrays in, arrays out, shapes checked.
 #include "bind_kernels.h"
 
 #include <nanobind/ndarray.h>
@@ -132,16 +132,20 @@ Out<float, 2> accumulate_down(const std::string& isa, const std::string& format_
     return out;
 }
 
+// Name, problem, whether it is a failed check.
+std::vector<std::tuple<std::string, std::string, bool>> rows_of(const std::vector<IsaState>& states) {
+    std::vector<std::tuple<std::string, std::string, bool>> rows;
+    for (const IsaState& state : states) rows.emplace_back(state.name, state.problem, state.defective);
+    return rows;
+}
+
 }  // namespace
 
 void bind_kernels(nb::module_& parent) {
-    nb::module_ m = parent.def_submodule("kernels", "Every kernel of every instruction set, for tests.");
+    nb::module_ m = parent.def_submodule("kernels", "The choice of instruction set; every kernel of each, for tests.");
     m.def("available_isas", &available_isas);
-    m.def("isa_states", [] {
-        std::vector<std::tuple<std::string, std::string, bool>> states;
-        for (const IsaState& state : isa_states()) states.emplace_back(state.name, state.problem, state.defective);
-        return states;
-    });
+    m.def("isa_states", [] { return rows_of(isa_states()); });
+    m.def("passed_over_isas", [] { return rows_of(passed_over_isas()); });
     m.def("choose_isa", [](const std::string& isa) { return std::string(choose_kernels(isa).name); }, nb::arg("isa"));
     bind_attention(m);
     m.def("quantize", &quantize, nb::arg("isa"), nb::arg("x"), nb::arg("cols_padded"));

@@ -60,6 +60,13 @@ const IsaState& state_of(size_t i) {
 
 bool usable(size_t i) { return state_of(i).problem.empty(); }
 
+// "portable" comes last and can always be used.
+size_t best_candidate() {
+    size_t best = 0;
+    while (!usable(best)) ++best;
+    return best;
+}
+
 std::string describe_states() {
     std::string available, missing;
     for (const IsaState& state : isa_states()) {
@@ -89,6 +96,12 @@ std::vector<std::string> available_isas() {
     return names;
 }
 
+std::vector<IsaState> passed_over_isas() {
+    std::vector<IsaState> states;
+    for (size_t i = 0; i < best_candidate(); ++i) states.push_back(state_of(i));
+    return states;
+}
+
 const Kernels* find_kernels(std::string_view isa) {
     for (size_t i = 0; i < kNumCandidates; ++i) {
         if (isa == kCandidates[i].table->name) return usable(i) ? kCandidates[i].table : nullptr;
@@ -99,9 +112,7 @@ const Kernels* find_kernels(std::string_view isa) {
 const Kernels& choose_kernels(const std::string& isa) {
     if (const Kernels* kernels = find_kernels(isa)) return *kernels;
     if (!isa.empty()) throw std::invalid_argument("instruction set '" + isa + "' cannot be used; " + describe_states());
-    size_t best = 0;
-    while (!usable(best)) ++best;
-    return *kCandidates[best].table;
+    return *kCandidates[best_candidate()].table;
 }
 
 void* kernel_scratch(size_t bytes) {

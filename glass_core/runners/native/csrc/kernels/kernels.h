@@ -104,6 +104,9 @@ std::vector<IsaState> isa_states();
 // Those that can be used, best first.
 std::vector<std::string> available_isas();
 
+// Those better than the best that can be used: why it is not one of them. Runs no check of the ISAs below.
+std::vector<IsaState> passed_over_isas();
+
 // nullptr when this build does not have the ISA or it cannot be used.
 const Kernels* find_kernels(std::string_view isa);
 
