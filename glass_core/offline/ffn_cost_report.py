@@ -1,6 +1,5 @@
 """The FFN's cost model of pulled models, for `glass doctor`: what is known here, and measuring it again."""
 
-import os
 from collections.abc import Iterator
 
 from glass_core.checkpoint.prepared import open_prepared
@@ -8,11 +7,11 @@ from glass_core.config import PREPARED_MANIFEST, CacheConfig, models_directory
 from glass_core.errors import GlassError
 from glass_core.offline.provenance import num_cores
 from glass_core.runners.native.checkpoint_image import available_formats, open_image
-from glass_core.runners.native.extension import load_extension, why_missing
+from glass_core.runners.native.extension import load_extension, requested_isa, why_missing
 from glass_core.runners.native.ffn_costs import FfnCosts, costs_key, read_costs
 from glass_core.runners.native.huge_pages import read_in_huge_pages
 from glass_core.runners.native.image import ImageHeader
-from glass_core.runners.native.runner import ISA_VARIABLE, NativeRunner
+from glass_core.runners.native.runner import NativeRunner
 
 _KV_BYTES = 64 << 20  # a runner needs some; nothing is decoded
 
@@ -21,7 +20,7 @@ def known_costs() -> Iterator[tuple[str, FfnCosts | None]]:
     """(model and format, what a server with default threads and instruction set would use), None = not measured yet."""
     if why_missing() is not None:
         return
-    isa = os.environ.get(ISA_VARIABLE) or load_extension().kernels.available_isas()[0]
+    isa = requested_isa() or load_extension().kernels.choose_isa("")
     for name, header in _images():
         yield name, read_costs(header.path, costs_key(header, isa=isa, num_threads=num_cores()))
 

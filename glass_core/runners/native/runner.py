@@ -71,7 +71,7 @@ class NativeRunner:
         self._rope = RopeFrequencies(header.spec)
         self._magnitudes: Floats | None = None
         self._dense_work = dense_work(header)
-        self.isa: str | None = self._model.isa
+        self.isa = self._model.isa
         self.num_threads = threads
 
     @property
