@@ -33,8 +33,9 @@ def broken_avx512(monkeypatch: pytest.MonkeyPatch) -> None:
         isa_states=lambda: STATES, passed_over_isas=lambda: STATES[:2], choose_isa=lambda isa: isa or "portable"
     )
     monkeypatch.delenv("GLASS_CPU_ISA", raising=False)
-    monkeypatch.setattr(extension, "load_extension", lambda: SimpleNamespace(kernels=kernels))
-    monkeypatch.setattr(diagnosis, "load_extension", lambda: SimpleNamespace(kernels=kernels))
+    module = SimpleNamespace(kernels=kernels, __file__=native.__file__)
+    monkeypatch.setattr(extension, "load_extension", lambda: module)
+    monkeypatch.setattr(diagnosis, "load_extension", lambda: module)
 
 
 def instruction_set_finding() -> Finding:
