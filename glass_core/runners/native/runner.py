@@ -30,7 +30,6 @@ from glass_core.runners.sampling import is_plain_greedy, sample_token
 from glass_core.sparsity.local_stats import LocalStatistics
 
 
-
 def load(config: EngineConfig) -> "NativeRunner":
     """Map the configured model's image, made first where there is none.
 
