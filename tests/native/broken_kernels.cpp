@@ -33,7 +33,7 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
 }  // namespace
 
 const char* avx2_problem() { return nullptr; }
-const Kernels kAvx2Kernels = {"avx2", quantize, dot_rows, accumulate_down};
+const Kernels kAvx2Kernels = {"avx2", quantize, dot_rows, accumulate_down, kPortableKernels.attend_span};
 
 }  // namespace glass
 
