@@ -30,7 +30,9 @@ class SamplingParams:
     subtracted from the logits of tokens already generated) and CTRL (repetition: arXiv 1909.05858, over prompt and
     generated tokens). `seed` is always set by the caller (a random one when the client gave none): the draw of
     token *i* depends on (seed, i) alone, so it survives preemption and does not depend on the batch.
-    `stop_token_ids` end the sequence, unless `ignore_eos`; before `min_tokens` they cannot be drawn.
+    `stop_token_ids` end the sequence, unless `ignore_eos`; before `min_tokens` they cannot be drawn. `logit_bias` is
+    added to the logits of these tokens: (token id, bias) pairs of distinct ids. `num_logprobs` asks for the drawn
+    token's log-probability and for those of that many most probable tokens; None = for none of them.
     """
 
     max_tokens: int
@@ -45,6 +47,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,13 +191,24 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural logarithms of the model's own probabilities, before penalties, bias, temperature and filters: the drawn
+    token's, and the most probable tokens' as (token id, log-probability), descending, ties by ascending id."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """One hand-over for one sequence: a new token, or its end, or both. `time` is when the step that made it ended."""
+    """One hand-over for one sequence: a new token, or its end, or both. `time` is when the step that made it ended.
+    `logprobs` are the token's, when the request asked for them."""
 
     request_id: str
     time: float
     token_id: int | None = None
     finish: Finish | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(frozen=True, slots=True)

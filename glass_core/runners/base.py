@@ -24,7 +24,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from glass_core.api import SamplingParams, StepCost
+from glass_core.api import SamplingParams, StepCost, TokenLogprobs
 from glass_core.config import EngineConfig
 from glass_core.models.spec import ModelSpec
 from glass_core.sparsity.local_stats import LocalStatistics
@@ -80,7 +80,10 @@ class StepBatch:
 
 @dataclass(frozen=True, slots=True)
 class RowResult:
-    """`token_id` when the row asked for one, `cost` always.
+    """`token_id` when the row asked for one, `cost` always, `logprobs` when its sampling parameters ask for them.
+
+    `error` instead of a token says why none can be drawn for this row alone (its logits are not finite, say): a message
+    fit for clients. The other rows are as good as ever.
 
     When the row collects: `statistics` = `prior_statistics` and this row's tokens, and `snapshots` = those sums at each
     of its `snapshot_ends`, in that order. Every one has arrays of its own (not views of a buffer that is written to
@@ -95,6 +98,8 @@ class RowResult:
     statistics: LocalStatistics | None = None
     snapshots: tuple[LocalStatistics, ...] = ()
     ffn_reads: float | None = None
+    logprobs: TokenLogprobs | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,9 @@ from glass_core.runners.sampling import (
     draw,
     is_plain_greedy,
     sample_token,
-    uniform,
+    token_logprobs,
+    token_weights,
+    uniform_bits,
 )
 
 FloatArray = npt.NDArray[np.float32]
@@ -97,31 +99,63 @@ def test_distribution_equals_the_naive_one_and_draws_follow_it(settings_: dict[s
 
 def draw_at(logits: FloatArray, params: SamplingParams, index: int) -> int:
     candidates, probabilities = candidate_distribution(logits, params)
-    return draw(candidates, probabilities, uniform(params.seed, index))
+    return draw(candidates, probabilities, uniform_bits(params.seed, index))
 
 
 def test_draw_inverts_the_cumulative_distribution_at_fixed_numbers() -> None:
-    candidates = np.asarray([3, 7, 9], dtype=np.int64)
-    probabilities = np.asarray([1.0, 2.0, 1.0])
-    numbers = [0.0, 0.2499, 0.25, 0.7499, 0.75, 1.0 - 2.0**-53]
-    assert [draw(candidates, probabilities, number) for number in numbers] == [3, 3, 7, 7, 9, 9]
+    candidates, weights = np.asarray([3, 7, 9]), np.asarray([1, 2, 1])
+    quarter = 2**51
+    bits = [0, quarter - 1, quarter, 3 * quarter - 1, 3 * quarter, 2**53 - 1]
+    assert [draw(candidates, weights, number) for number in bits] == [3, 3, 7, 7, 9, 9]
 
 
-def test_draw_survives_rounding_at_the_upper_end() -> None:
-    candidates = np.asarray([1, 2], dtype=np.int64)
-    assert draw(candidates, np.asarray([0.1, 0.2]), 1.0) == 2
+def test_draw_does_not_round_where_weights_are_largest() -> None:
+    candidates, weights = np.asarray([0, 1]), np.asarray([2**62 - 1, 1])
+    assert draw(candidates, weights, 2**53 - 1) == 0
+    assert draw(candidates, weights[::-1].copy(), 0) == 0
+
+
+@pytest.mark.parametrize("temperature", [5e-324, 1e-30, 0.3, 1.0, 7.0, 1e300])
+def test_weights_are_the_exponentials_in_units_of_the_best(temperature: float) -> None:
+    scores = np.random.default_rng(4).normal(0, 6, 500).astype(np.float32)
+    scores[3] = -np.inf
+    weights = token_weights(scores, temperature)
+    with np.errstate(over="ignore"):
+        exact = np.exp((scores.astype(np.float64) - scores.max()) / temperature) * 2.0**44
+    assert weights.max() == weights[np.argmax(scores)] == 2**44
+    assert np.abs(weights - exact).max() <= 1.0
+    assert weights[3] == 0
+
+
+def test_log_probabilities_are_those_of_the_raw_logits() -> None:
+    logits = array(1, 5, 2, 5, -300)
+    exact = logits.astype(np.float64) - np.log(np.exp(logits.astype(np.float64)).sum())
+    found = token_logprobs(logits, 2, 3)
+    assert found.logprob == pytest.approx(exact[2], abs=1e-12)
+    assert [token for token, _ in found.top] == [1, 3, 2]
+    assert [value for _, value in found.top] == pytest.approx(exact[[1, 3, 2]], abs=1e-12)
+    assert token_logprobs(logits, 4, 0).top == ()
+    assert token_logprobs(logits, 4, 0).logprob == pytest.approx(exact[4], abs=1e-9)
+    assert len(token_logprobs(logits, 4, 20).top) == 5
+
+
+def test_logit_bias_comes_last_and_ignores_unknown_tokens() -> None:
+    sample = make_sample(generated=[0], repetition_penalty=2.0, logit_bias=((0, -3.0), (1, 1.5), (99, 7.0)))
+    np.testing.assert_array_equal(adjust_logits(array(4, 0), sample), array(-1, 1.5))
+    assert sample_token(array(4, 0), make_sample(temperature=0.0, logit_bias=((0, -100.0),))) == 1
 
 
 def test_uniform_is_philox_and_depends_on_seed_and_index_alone() -> None:
     raw = int(np.random.Philox(key=42, counter=5).random_raw())
-    assert uniform(42, 5) == (raw >> 11) / 2**53
-    numbers = {uniform(seed, index) for seed in (-1, 0, 1, 2**63, 2**64 - 1) for index in range(20)}
+    assert uniform_bits(42, 5) == raw >> 11
+    numbers = {uniform_bits(seed, index) for seed in (-1, 0, 1, 2**63, 2**64 - 1) for index in range(20)}
     assert len(numbers) == 100
-    assert all(0.0 <= number < 1.0 for number in numbers)
+    assert all(0 <= number < 2**53 for number in numbers)
 
 
 def test_uniform_is_uniform_over_indices_and_over_seeds() -> None:
-    for numbers in ([uniform(7, index) for index in range(2000)], [uniform(seed, 0) for seed in range(2000)]):
+    for bits in ([uniform_bits(7, index) for index in range(2000)], [uniform_bits(seed, 0) for seed in range(2000)]):
+        numbers = np.asarray(bits) * 2.0**-53
         deviations = np.sort(numbers) - (np.arange(2000) + 0.5) / 2000
         assert np.abs(deviations).max() < 1.95 / np.sqrt(2000)  # Kolmogorov-Smirnov, p = 0.001
 
@@ -137,7 +171,7 @@ def test_tiny_temperature_is_greedy_and_stays_finite() -> None:
 def test_the_generated_count_is_the_draw_index() -> None:
     logits = np.zeros(1000, dtype=np.float32)
     drawn = [sample_token(logits, make_sample(generated=[1] * count, seed=9)) for count in range(5)]
-    assert drawn == [int(uniform(9, count) * 1000) for count in range(5)]
+    assert drawn == [uniform_bits(9, count) * 1000 >> 53 for count in range(5)]
 
 
 def test_repetition_penalty_covers_prompt_and_generated_tokens_once() -> None:
@@ -204,6 +238,7 @@ def test_top_p_keeps_at_least_the_most_probable_token() -> None:
         {"presence_penalty": 0.1},
         {"frequency_penalty": -0.1},
         {"min_tokens": 1},
+        {"logit_bias": ((3, 1.0),)},
     ],
 )
 def test_only_unpenalized_greedy_rows_are_plain(change: dict[str, Any]) -> None:

@@ -16,12 +16,12 @@ from glass_core.config import CacheConfig, EngineConfig
 from glass_core.engine.loading import load_runner
 from glass_core.errors import CheckpointError, ConfigurationError, EngineFailureError
 from glass_core.runners.base import SampleInput, StepBatch, StepRow
-from glass_core.runners.sampling import sample_token
+from glass_core.runners.sampling import sample_token, token_logprobs
 from glass_core.runners.torch_runner import load
 from glass_core.runners.torch_runner.attention import SequenceCache
 from glass_core.runners.torch_runner.kv_pool import block_bytes
 from glass_core.runners.torch_runner.model import TorchModel
-from glass_core.runners.torch_runner.runner import draw_tokens
+from glass_core.runners.torch_runner.drawing import draw_tokens
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
 from glass_core.runners.torch_runner.views import PackedViews, pack
 from glass_core.runners.torch_runner.weights import load_weights
@@ -169,11 +169,35 @@ def test_an_empty_batch_is_an_empty_result(harness: Harness) -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_logits_that_are_not_finite_fail_the_step(bad: float) -> None:
-    logits = torch.zeros(2, 5)
+def test_logits_that_are_not_finite_fail_their_row_alone(bad: float) -> None:
+    logits = torch.arange(10.0).reshape(2, 5)
     logits[1, 3] = bad
-    with pytest.raises(EngineFailureError, match="not finite"):
-        draw_tokens(logits, [greedy(), greedy()])
+    fine, failed = draw_tokens(logits, [greedy(), greedy()])
+    assert (fine.token_id, fine.error) == (4, None)
+    assert failed.token_id is None
+    assert failed.error is not None and "not finite" in failed.error
+
+
+def test_a_row_that_may_draw_nothing_fails_alone() -> None:
+    params = SamplingParams(max_tokens=9, seed=0, min_tokens=1, stop_token_ids=(0, 1))
+    fine, failed = draw_tokens(torch.zeros(2, 2), [greedy(), SampleInput(params, (1,), ())])
+    assert (fine.token_id, failed.token_id) == (0, None)
+    assert failed.error is not None and "min_tokens" in failed.error
+
+
+def test_log_probabilities_come_where_they_are_asked_for(harness: Harness) -> None:
+    wanted = replace(greedy().params, num_logprobs=2)
+    rows = [
+        make_row([1, 2, 3], slot=0, sample=greedy()),
+        make_row([4, 5], slot=1, sample=SampleInput(wanted, (4, 5), ())),
+    ]
+    logits, result = harness.step(*rows)
+    plain, detailed = result.rows
+    assert plain.logprobs is None
+    assert detailed.token_id is not None and detailed.logprobs is not None
+    expected = token_logprobs(logits[1][-1].numpy(), detailed.token_id, 2)
+    assert detailed.logprobs.logprob == pytest.approx(expected.logprob, abs=1e-4)
+    assert [token for token, _ in detailed.logprobs.top] == [token for token, _ in expected.top]
 
 
 def test_sampled_rows_follow_the_reference_sampler(harness: Harness) -> None:

@@ -18,7 +18,7 @@ from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.decode import decode_image
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.runner import NativeRunner, kv_block_bytes
-from glass_core.runners.native.types import Floats, Indices, NativeModel, StatisticsRequest
+from glass_core.runners.native.types import Drawn, Floats, Indices, NativeModel, SampleRequest, StatisticsRequest
 from tests.parity.harness import BLOCK_SIZE, NUM_BLOCKS, greedy, make_row
 from tests.parity.variants import Variant
 
@@ -42,9 +42,10 @@ class RecordingModel:
         layout: Indices,
         frequencies: Floats,
         statistics: list[StatisticsRequest],
-    ) -> tuple[list[int], bool, Floats, int, int]:
-        output = self._model.step(tokens, blocks, layout, frequencies, statistics)
-        self.last_logits = output[2].copy()
+        samples: list[SampleRequest],
+    ) -> tuple[list[Drawn], Floats, int, int]:
+        output = self._model.step(tokens, blocks, layout, frequencies, statistics, samples)
+        self.last_logits = output[1].copy()
         return output
 
 

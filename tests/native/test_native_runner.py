@@ -95,9 +95,12 @@ def test_the_extension_checks_what_python_passes(native: NativeHarness) -> None:
     ]:
         arrays = {key: np.array(content, np.int32) for key, content in {**good, name: value}.items()}
         with pytest.raises(ValueError, match=r"."):
-            model.step(**arrays, frequencies=frequencies, statistics=[])
+            model.step(**arrays, frequencies=frequencies, statistics=[], samples=[None])
+    arrays = {key: np.array(content, np.int32) for key, content in good.items()}
     with pytest.raises(ValueError, match="frequencies"):
-        model.step(**{k: np.array(v, np.int32) for k, v in good.items()}, frequencies=frequencies[:, :3], statistics=[])
+        model.step(**arrays, frequencies=frequencies[:, :3], statistics=[], samples=[None])
+    with pytest.raises(ValueError, match="one per token"):
+        model.step(**arrays, frequencies=frequencies, statistics=[], samples=[])
 
 
 def test_an_empty_step_does_nothing(native: NativeHarness) -> None:

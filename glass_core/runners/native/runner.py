@@ -1,4 +1,4 @@
-"""NativeRunner: the Runner protocol on the extension module. It turns rows into arrays, calls once, samples."""
+"""NativeRunner: the Runner protocol on the extension module. It turns rows into arrays and calls once."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 import numpy.typing as npt
 
-from glass_core.api import StepCost
+from glass_core.api import StepCost, TokenLogprobs
 from glass_core.config import CacheConfig, EngineConfig
 from glass_core.errors import CheckpointError, ConfigurationError, EngineFailureError
 from glass_core.models.decoder import canonical_shape
@@ -24,9 +24,10 @@ from glass_core.runners.native.huge_pages import read_in_huge_pages
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.plan_keys import PlanKeys
 from glass_core.runners.native.rope import RopeFrequencies
+from glass_core.runners.native.sample_requests import DRAW_PROBLEMS, SampleRequests
 from glass_core.runners.native.statistics import RowStatistics
-from glass_core.runners.native.types import Floats, Indices, NativeModel, StepOutput, TensorRow
-from glass_core.runners.sampling import is_plain_greedy, sample_token
+from glass_core.runners.native.types import Drawn, Floats, Indices, NativeModel, SampleRequest, StepOutput, TensorRow
+from glass_core.runners.sampling import NOT_FINITE
 from glass_core.sparsity.local_stats import LocalStatistics
 
 
@@ -68,6 +69,7 @@ class NativeRunner:
         )
         self._plans = PlanKeys(self._model, header)
         self._rope = RopeFrequencies(header.spec)
+        self._samples = SampleRequests(header.spec.vocab_size)
         self._magnitudes: Floats | None = None
         self._dense_work = dense_work(header)
         self.isa = self._model.isa
@@ -108,19 +110,19 @@ class NativeRunner:
     def execute(self, batch: StepBatch) -> StepResult:
         """Run one step.
 
-        Raises EngineFailureError for rows that cannot be run (before anything is written) and for logits that are not
-        finite.
+        Raises EngineFailureError for rows that cannot be run (before anything is written).
         """
         rows = batch.rows
         if not rows:
             return StepResult(())
-        output, collected = self._step(rows, [int(row.sample is not None) for row in rows])
-        best, finite, logits, num_neurons, num_bytes = output
-        drawn = _draw(rows, best, finite, logits)
+        samples = [self._samples.request(row.sequence_id, row.sample) for row in rows if row.sample is not None]
+        output, collected = self._step(rows, [int(row.sample is not None) for row in rows], samples)
+        drawn, _, num_neurons, num_bytes = output
+        draws = iter(drawn)
         costs = self._costs(rows, FfnWork(num_neurons, num_bytes))
         return StepResult(
             tuple(
-                _row_result(row, cost, drawn.get(row.sequence_id), collected.get(row.sequence_id))
+                _row_result(row, cost, None if row.sample is None else next(draws), collected.get(row.sequence_id))
                 for row, cost in zip(rows, costs, strict=True)
             )
         )
@@ -131,9 +133,10 @@ class NativeRunner:
 
         For measuring (see `scoring.py`), no part of the Runner protocol. Raises as `execute`.
         """
-        output, collected = self._step((row,), (num_logits,))
-        _, finite, logits, _, _ = output
-        _check_finite(finite)
+        output, collected = self._step((row,), (num_logits,), [None] * num_logits)
+        drawn, logits, _, _ = output
+        if any(problem for _, problem, _ in drawn):
+            raise EngineFailureError(NOT_FINITE)
         statistics = collected.get(row.sequence_id)
         return logits.copy(), None if statistics is None else statistics.result
 
@@ -147,6 +150,7 @@ class NativeRunner:
 
     def release(self, sequence_id: str) -> None:
         self._plans.release(sequence_id)
+        self._samples.release(sequence_id)
 
     def close(self) -> None:
         """Unmap everything. No step can be run afterwards."""
@@ -158,15 +162,17 @@ class NativeRunner:
             raise EngineFailureError("the native runner is closed")
         return self._model
 
-    def _step(self, rows: Sequence[StepRow], num_logits: Sequence[int]) -> tuple[StepOutput, dict[str, RowStatistics]]:
+    def _step(
+        self, rows: Sequence[StepRow], num_logits: Sequence[int], samples: list[SampleRequest]
+    ) -> tuple[StepOutput, dict[str, RowStatistics]]:
         """Check the rows and run them: the extension's output, and the statistics of those that collect. `num_logits`:
-        of how many last tokens of each row the logits are wanted."""
+        of how many last tokens of each row the logits are wanted; `samples`: one for each of these tokens."""
         check_rows(StepBatch(tuple(rows)), self._token_problem, self._block_problem, self._statistics_problem)
         collected = {row.sequence_id: RowStatistics.for_row(row, self.spec) for row in rows if row.collect_statistics}
         requests = [statistics.request() for statistics in collected.values()]
         tokens, blocks, layout = self._arrays(rows, num_logits)
         try:
-            return self._open().step(tokens, blocks, layout, self._rope.of(rows), requests), collected
+            return self._open().step(tokens, blocks, layout, self._rope.of(rows), requests, samples), collected
         except ValueError as error:
             raise EngineFailureError(f"the native step refused its input: {error}") from error
 
@@ -206,27 +212,18 @@ class NativeRunner:
         return statistics_problem(row, self.spec)
 
 
-def _row_result(row: StepRow, cost: StepCost, token: int | None, collected: RowStatistics | None) -> RowResult:
-    if collected is None:
-        return RowResult(cost, token)
-    return RowResult(cost, token, collected.result, collected.snapshots(len(row.snapshot_ends)))
+def _row_result(row: StepRow, cost: StepCost, drawn: Drawn | None, collected: RowStatistics | None) -> RowResult:
+    token, logprobs, error = (None, None, None) if drawn is None else _read(drawn)
+    statistics = None if collected is None else collected.result
+    snapshots = () if collected is None else collected.snapshots(len(row.snapshot_ends))
+    return RowResult(cost, token, statistics, snapshots, logprobs, error)
 
 
-def _draw(rows: Sequence[StepRow], best: Sequence[int], finite: bool, logits: Floats) -> dict[str, int]:
-    """Drawn tokens by sequence. Raises EngineFailureError when a logit is not finite."""
-    _check_finite(finite)
-    drawn: dict[str, int] = {}
-    for row in rows:
-        if row.sample is not None:
-            index = len(drawn)
-            greedy = is_plain_greedy(row.sample)
-            drawn[row.sequence_id] = best[index] if greedy else sample_token(logits[index], row.sample)
-    return drawn
-
-
-def _check_finite(finite: bool) -> None:
-    if not finite:
-        raise EngineFailureError("the model produced logits that are not finite; no token can be drawn")
+def _read(drawn: Drawn) -> tuple[int | None, TokenLogprobs | None, str | None]:
+    token, problem, logprobs = drawn
+    if problem:
+        return None, None, DRAW_PROBLEMS[problem]
+    return token, None if logprobs is None else TokenLogprobs(logprobs[0], tuple(logprobs[1])), None
 
 
 def _num_blocks(spec: ModelSpec, cache: CacheConfig) -> int:

@@ -19,9 +19,17 @@ IsaRow = tuple[str, str, bool]
 Stage = tuple[int, Floats, Floats]
 # prior sums of absolute values and of squares (None = zero), stages in ascending order, the last is the whole row
 StatisticsRequest = tuple[Floats | None, Floats | None, list[Stage]]
-# of the tokens whose logits were wanted: the index of the largest, whether all are finite, the logits (valid until the
-# next step); then the neurons computed per token and the FFN weight bytes read, both summed over layers
-StepOutput = tuple[list[int], bool, Floats, int, int]
+# repetition, frequency and presence penalty; tokens seen and how often the answer has each; tokens with a bias and
+# their biases; tokens that cannot be drawn
+Adjustments = tuple[float, float, float, Indices, Indices, Indices, Floats, Indices]
+# temperature, top_k, top_p, min_p, (lower and upper half of the 128-bit seed), index of the draw, number of
+# log-probabilities (-1 = none at all), what changes the logits; None = greedy on the raw logits
+SampleRequest = tuple[float, int, float, float, tuple[int, int], int, int, Adjustments | None] | None
+# token, problem (see `DRAW_PROBLEMS`), (the token's log-probability, those of the most probable tokens)
+Drawn = tuple[int, int, tuple[float, list[tuple[int, float]]] | None]
+# of the tokens whose logits were wanted: what was drawn, the logits (valid until the next step); then the neurons
+# computed per token and the FFN weight bytes read, both summed over layers
+StepOutput = tuple[list[Drawn], Floats, int, int]
 
 
 class NativeModel(Protocol):
@@ -66,13 +74,14 @@ class NativeModel(Protocol):
         layout: Indices,
         frequencies: Floats,
         statistics: list[StatisticsRequest],
+        samples: list[SampleRequest],
     ) -> StepOutput:
         """Run one step.
 
         `tokens` and `blocks` of all rows, one after the other; `layout` (rows, 6): start, number of tokens, number of
         blocks, plan key (-1 = dense), collect, number of last tokens whose logits are wanted (1 to sample);
-        `frequencies` (1 or tokens, head_dim / 2); `statistics`: one request per row that collects. Raises
-        ValueError for rows that cannot be run.
+        `frequencies` (1 or tokens, head_dim / 2); `statistics`: one request per row that collects; `samples`: one per
+        token whose logits are wanted. Raises ValueError for rows that cannot be run.
         """
         ...
 
@@ -107,6 +116,10 @@ class NativeModule(Protocol):
 
     def kv_block_bytes(self, spec: ModelSpec, block_size: int, dtype: str) -> int:
         """Bytes of one block of `block_size` positions, all layers, in a KV cache of bf16 or int8."""
+        ...
+
+    def draw(self, logits: Floats, requests: list[SampleRequest]) -> list[Drawn]:
+        """The step's sampler by itself, one row of logits (rows, vocab_size) per request; for tests."""
         ...
 
     def Model(

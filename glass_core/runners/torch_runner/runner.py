@@ -14,9 +14,9 @@ from glass_core.api import StepCost
 from glass_core.config import AUTO, KV_CACHE_DTYPES, CacheConfig, EngineConfig
 from glass_core.errors import ConfigurationError, EngineFailureError
 from glass_core.models.spec import ModelSpec
-from glass_core.runners.base import RowResult, SampleInput, StepBatch, StepResult, StepRow
-from glass_core.runners.sampling import is_plain_greedy, sample_token
+from glass_core.runners.base import RowResult, StepBatch, StepResult, StepRow
 from glass_core.runners.torch_runner.checks import check_batch
+from glass_core.runners.torch_runner.drawing import Drawn, draw_tokens
 from glass_core.runners.torch_runner.kv_pool import KVPool
 from glass_core.runners.torch_runner.model import Ffn, TorchModel
 from glass_core.runners.torch_runner.refined import RefinedFfn
@@ -103,8 +103,7 @@ class TorchRunner:
     def execute(self, batch: StepBatch) -> StepResult:
         """Run one step.
 
-        Raises EngineFailureError for rows that cannot be run (before anything is written) and for logits that are not
-        finite.
+        Raises EngineFailureError for rows that cannot be run (before anything is written).
         """
         check_batch(batch, self.spec, self._pool)
         placed = place_rows(batch)
@@ -113,15 +112,18 @@ class TorchRunner:
         collectors = [self._collector(item.row) for item in placed]
         refined = [self._refined(item.row) for item in placed]
         hidden = self._forward(placed, collectors, refined)
-        tokens = self._sample(placed, hidden)
+        draws = self._sample(placed, hidden)
         results: list[RowResult | None] = [None] * len(placed)
         for item, collector, ffn in zip(placed, collectors, refined, strict=True):
+            drawn = draws.get(item.index, Drawn())
             results[item.index] = RowResult(
                 self._cost(item.row) if ffn is None else self._refined_cost(item.row, ffn),
-                tokens.get(item.index),
+                drawn.token_id,
                 None if collector is None else collector.result(),
                 () if collector is None else collector.snapshots(),
                 None if ffn is None else ffn.reads,
+                drawn.logprobs,
+                drawn.error,
             )
         return StepResult(tuple(result for result in results if result is not None))
 
@@ -152,15 +154,15 @@ class TorchRunner:
             rope_lengths=lengths,
         )
 
-    def _sample(self, placed: Sequence[PlacedRow], hidden: Tensor) -> dict[int, int]:
-        """Drawn tokens by index of the row in the batch."""
+    def _sample(self, placed: Sequence[PlacedRow], hidden: Tensor) -> dict[int, Drawn]:
+        """Draws by index of the row in the batch."""
         asked = [(item, item.row.sample) for item in placed if item.row.sample is not None]
         if not asked:
             return {}
         last_tokens = torch.tensor([item.tokens.stop - 1 for item, _ in asked], device=hidden.device)
         logits = self._model.logits(hidden.index_select(0, last_tokens))
-        tokens = draw_tokens(logits, [sample for _, sample in asked])
-        return {item.index: token for (item, _), token in zip(asked, tokens, strict=True)}
+        draws = draw_tokens(logits, [sample for _, sample in asked])
+        return {item.index: drawn for (item, _), drawn in zip(asked, draws, strict=True)}
 
     def _pruned(self, row: StepRow) -> Ffn | None:
         return None if row.plan is None else self._views.get(row.sequence_id, row.plan).ffn
@@ -201,20 +203,6 @@ class TorchRunner:
             num_rows=ffn.num_rows,
             bytes_per_weight=self._model.dtype.itemsize,
         )
-
-
-def draw_tokens(logits: Tensor, samples: Sequence[SampleInput]) -> list[int]:
-    """One token per row of logits (n, vocab). Plain greedy rows never leave the device.
-
-    Raises EngineFailureError when a logit is not finite.
-    """
-    if not bool(torch.isfinite(logits).all()):
-        raise EngineFailureError("the model produced logits that are not finite; no token can be drawn")
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
-    for index, sample in enumerate(samples):
-        if not is_plain_greedy(sample):
-            tokens[index] = sample_token(logits[index].cpu().numpy(), sample)
-    return tokens
 
 
 def _dtype(name: str) -> torch.dtype:

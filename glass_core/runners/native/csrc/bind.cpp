@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "bind_kernels.h"
+#include "bind_sampling.h"
 #include "image.h"
 #include "step.h"
 
@@ -194,28 +195,23 @@ public:
     }
 
     nb::tuple step(Array<int32_t> tokens, Array<int32_t> blocks, Matrix<int32_t> layout, Matrix<float> frequencies,
-                   nb::list statistics) {
+                   nb::list statistics, nb::list samples) {
         if (frequencies.shape(1) != static_cast<size_t>(model_.shape().head_dim / 2)) {
             throw std::invalid_argument("frequencies must have head_dim / 2 columns");
         }
         const std::vector<StepRow> rows = rows_of(tokens, blocks, layout);
         std::vector<StatisticsRow> sums;
         for (nb::handle item : statistics) sums.push_back(statistics_of(model_.shape(), item));
+        const std::vector<SampleRequest> requests = sample_requests_of(samples);
         StepOutput output{};
         {
             nb::gil_scoped_release unlocked;
-            output = model_.step(rows, {frequencies.data(), static_cast<int32_t>(frequencies.shape(0))}, sums);
-        }
-        nb::list best;
-        bool finite = true;
-        for (const SampledRow& row : output.sampled) {
-            best.append(row.argmax);
-            finite = finite && row.finite;
+            output = model_.step(rows, {frequencies.data(), static_cast<int32_t>(frequencies.shape(0))}, sums, requests);
         }
         // the logits stay in the model's buffer: whoever holds the array keeps the model alive
-        const Logits logits(output.logits, {output.sampled.size(), static_cast<size_t>(model_.shape().vocab_size)},
+        const Logits logits(output.logits, {output.drawn.size(), static_cast<size_t>(model_.shape().vocab_size)},
                             nb::find(this));
-        return nb::make_tuple(best, finite, logits, output.work.neurons, output.work.bytes);
+        return nb::make_tuple(drawn_list(output.drawn), logits, output.work.neurons, output.work.bytes);
     }
 
 private:
@@ -231,6 +227,7 @@ NB_MODULE(_native, module) {
     module.doc() = "The native CPU runner's model; see runner.py.";
     glass::bind_kernels(module);
     module.def("kv_block_bytes", &glass::kv_block_bytes, nb::arg("spec"), nb::arg("block_size"), nb::arg("dtype"));
+    glass::bind_sampling(module);
     nb::class_<NativeModel>(module, "Model")
         .def(nb::init<const std::string&, uint64_t, uint64_t, nb::iterable, nb::handle, const std::string&,
                       const glass::Sizes&, const std::string&>(),
@@ -253,7 +250,7 @@ NB_MODULE(_native, module) {
         .def("time_ffn", &NativeModel::time_ffn, nb::arg("num_rows"), nb::arg("density"), nb::arg("seconds"))
         .def("magnitudes", &NativeModel::magnitudes)
         .def("step", &NativeModel::step, nb::arg("tokens"), nb::arg("blocks"), nb::arg("layout"),
-             nb::arg("frequencies"), nb::arg("statistics"))
+             nb::arg("frequencies"), nb::arg("statistics"), nb::arg("samples"))
         .def_prop_ro("isa", [](NativeModel& self) { return std::string(self.model().isa()); })
         .def_prop_ro("num_threads", [](NativeModel& self) { return self.model().num_threads(); });
 }

@@ -47,7 +47,8 @@ Model::Model(Image& image, const ModelShape& shape, const ModelOptions& options)
       ffn_(shape_, plans_, kernels_, pool_),
       statistics_(shape_.intermediate_size),
       normed_(shape_.hidden_size),
-      mixed_(shape_.q_size()) {}
+      mixed_(shape_.q_size()),
+      samplers_(static_cast<size_t>(options.num_threads)) {}
 
 void Model::magnitudes(float* out) const {
     for (const LayerWeights& layer : weights_.layers) {
@@ -69,9 +70,12 @@ void Model::for_tokens(int32_t num_tokens, const Fn& fn) {
 }
 
 StepOutput Model::step(const std::vector<StepRow>& rows, const Frequencies& frequencies,
-                       const std::vector<StatisticsRow>& statistics) {
+                       const std::vector<StatisticsRow>& statistics, const std::vector<SampleRequest>& samples) {
     check(rows, frequencies);
     check_statistics(rows, statistics);
+    int64_t num_logits = 0;
+    for (const StepRow& row : rows) num_logits += row.num_logits;
+    check_requests(samples, num_logits, shape_.vocab_size);
     place(rows, frequencies);
     statistics_.plan(statistics, num_collected_);
     StepOutput output{};
@@ -87,7 +91,7 @@ StepOutput Model::step(const std::vector<StepRow>& rows, const Frequencies& freq
         pool_.parallel([&](int thread, int n) { fold_statistics(shape_.num_layers - 1, thread, n); });
     }
     output.work = ffn_.work(weights_);
-    sample(rows, output);
+    sample(rows, samples, output);
     return output;
 }
 
@@ -308,7 +312,7 @@ void Model::fold_statistics(int32_t layer, int thread, int num_threads) {
     statistics_.fold(layer, ffn_.collected(0), first, last);
 }
 
-void Model::sample(const std::vector<StepRow>& rows, StepOutput& output) {
+void Model::sample(const std::vector<StepRow>& rows, const std::vector<SampleRequest>& samples, StepOutput& output) {
     const auto vocab = static_cast<size_t>(shape_.vocab_size), hidden_size = static_cast<size_t>(shape_.hidden_size);
     int32_t num_sampled = 0, end = 0;
     for (const StepRow& row : rows) {
@@ -322,11 +326,10 @@ void Model::sample(const std::vector<StepRow>& rows, StepOutput& output) {
     float* logits = logits_.reserve(static_cast<size_t>(num_sampled) * vocab);
     project(weights_.head, shape_.vocab_size, normed_, num_sampled, logits, vocab);
     output.logits = logits;
-    output.sampled.resize(static_cast<size_t>(num_sampled));
+    output.drawn.resize(static_cast<size_t>(num_sampled));
     pool_.parallel([&](int thread, int num_threads) {
-        for (int32_t i = thread; i < num_sampled; i += num_threads) {
-            const Largest best = largest(logits + static_cast<size_t>(i) * vocab, shape_.vocab_size);
-            output.sampled[static_cast<size_t>(i)] = {best.index, best.finite};
+        for (auto i = static_cast<size_t>(thread); i < samples.size(); i += static_cast<size_t>(num_threads)) {
+            output.drawn[i] = samplers_[static_cast<size_t>(thread)].draw(logits + i * vocab, shape_.vocab_size, samples[i]);
         }
     });
 }

@@ -17,6 +17,7 @@
 #include "kv_cache.h"
 #include "model.h"
 #include "plans.h"
+#include "sampling.h"
 #include "statistics.h"
 #include "thread_pool.h"
 
@@ -40,16 +41,10 @@ struct Frequencies {
     int32_t num_rows;
 };
 
-// What came out at a token whose logits were wanted.
-struct SampledRow {
-    int32_t argmax;
-    bool finite;
-};
-
 // What a step yields. Pointers stay valid until the next step.
 struct StepOutput {
-    const float* logits;              // (tokens whose logits were wanted, vocab_size)
-    std::vector<SampledRow> sampled;  // in the order of rows and tokens
+    const float* logits;       // (tokens whose logits were wanted, vocab_size)
+    std::vector<Drawn> drawn;  // of these tokens, in the order of rows and tokens
     FfnWork work;
 };
 
@@ -81,7 +76,7 @@ public:
     // `statistics` has one entry per row that collects, in order. Throws std::invalid_argument, before anything is
     // written, for a row that cannot be run.
     StepOutput step(const std::vector<StepRow>& rows, const Frequencies& frequencies,
-                    const std::vector<StatisticsRow>& statistics);
+                    const std::vector<StatisticsRow>& statistics, const std::vector<SampleRequest>& samples);
 
 private:
     void check(const std::vector<StepRow>& rows, const Frequencies& frequencies) const;
@@ -95,7 +90,7 @@ private:
     void place_keys(int32_t layer, int32_t token);
     void leave(int32_t layer, int32_t token);
     void fold_statistics(int32_t layer, int thread, int num_threads);
-    void sample(const std::vector<StepRow>& rows, StepOutput& output);
+    void sample(const std::vector<StepRow>& rows, const std::vector<SampleRequest>& samples, StepOutput& output);
     void project(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
                  size_t out_stride);
     void project_part(const RowsView& rows, int32_t num_rows, Activations& x, int32_t num_tokens, float* out,
@@ -138,6 +133,7 @@ private:
     Buffer<float> cosines_;   // (tokens, head_dim / 2)
     Buffer<float> sines_;
     Buffer<float> logits_;
+    std::vector<Sampler> samplers_;  // one per slot of a phase
 };
 
 }  // namespace glass
