@@ -25,6 +25,7 @@ from glass_core.sparsity.plan import SparsityPlan
 
 DENSE_FLOPS_PER_TOKEN = 100
 EOS = 7
+POISON = "this row's logits are not finite"
 
 
 def fake_spec(*, vocab_size: int = 32, max_position_embeddings: int = 64) -> ModelSpec:
@@ -59,7 +60,10 @@ class Slot:
 
 @dataclass(slots=True)
 class FakeRunner:
-    """Implements `runners.base.Runner`. `failures` are raised by the next steps; `gate` holds steps while cleared."""
+    """Implements `runners.base.Runner`. `failures` are raised by the next steps; `gate` holds steps while cleared.
+
+    A token of the sequences in `poisoned` cannot be drawn: their rows get `POISON` as error.
+    """
 
     num_kv_blocks: int = 16
     block_size: int = 4
@@ -71,6 +75,7 @@ class FakeRunner:
     isa: str | None = "fake_isa"
     num_threads: int = 3
     failures: deque[BaseException | None] = field(default_factory=deque)
+    poisoned: set[str] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)
     entered: threading.Event = field(default_factory=threading.Event)
     batches: list[StepBatch] = field(default_factory=list)
@@ -159,6 +164,8 @@ class FakeRunner:
 
     def _run(self, row: StepRow) -> RowResult:
         visible = self._attend(row)
+        if row.sample is not None and row.sequence_id in self.poisoned:
+            return RowResult(fake_cost(row), error=POISON)
         sums = list(self._running_sums(row)) if row.collect_statistics else []
         return RowResult(
             cost=fake_cost(row),

@@ -6,16 +6,19 @@ only read what is fixed after construction, and `stats`. Requests join and leave
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import NoReturn
 
 from glass_core.api import (
     EngineInfo,
     EngineStats,
+    Finish,
     FinishReason,
     GenerationRequest,
     StepCost,
     TokenEvent,
+    TokenLogprobs,
 )
 from glass_core.config import EngineConfig
 from glass_core.engine.kv_blocks import BlockAllocator
@@ -32,12 +35,26 @@ from glass_core.sparsity.selection import PlanSelector
 logger = logging.getLogger(__name__)
 
 
-class StepFailedError(EngineFailureError):
-    """A step failed for the named requests. They are gone from the engine, their memory is free; the others go on."""
+STEP_FAILED = "the engine failed while computing this request; it cannot be finished"
 
-    def __init__(self, request_ids: Iterable[str]) -> None:
-        super().__init__("the engine failed while computing this request; it cannot be finished")
-        self.request_ids = tuple(request_ids)
+
+class StepFailedError(EngineFailureError):
+    """A step failed for the named requests. They are gone from the engine, their memory is free; the others go on.
+
+    `messages` tell each request's client why.
+    """
+
+    def __init__(self, messages: Mapping[str, str]) -> None:
+        super().__init__(STEP_FAILED)
+        self.messages = dict(messages)
+
+    @property
+    def request_ids(self) -> tuple[str, ...]:
+        return tuple(self.messages)
+
+
+class RowFailedError(EngineFailureError):
+    """The runner could not draw a token for one row. Its message is the runner's, fit for clients."""
 
 
 class Engine:
@@ -185,7 +202,7 @@ class Engine:
             results = self._runner.execute(StepBatch(rows)).rows
             _check_results(rows, results)
         except Exception as error:
-            self._fail([chunk.sequence for chunk in chunks], error)
+            self._fail({chunk.sequence.id: error for chunk in chunks})
         return results
 
     def _publish(self, chunks: tuple[Chunk, ...], results: tuple[RowResult, ...]) -> None:
@@ -194,6 +211,9 @@ class Engine:
         for chunk, result in zip(chunks, results, strict=True):
             sequence = chunk.sequence
             self._account(sequence.method, result.cost)
+            if result.error is not None:
+                failed[sequence.id] = RowFailedError(result.error)
+                continue
             self._cache_prompt(sequence, chunk.num_tokens, result)
             sequence.advance(chunk.num_tokens, result)
             if sequence.prompt_done and not sequence.plan_frozen:
@@ -202,12 +222,12 @@ class Engine:
                 except Exception as error:
                     failed[sequence.id] = error
         self._emit_tokens(
-            chunk.sequence
+            (chunk.sequence, result.logprobs)
             for chunk, result in zip(chunks, results, strict=True)
             if result.token_id is not None and chunk.sequence.id not in failed
         )
         if failed:
-            self._fail([self._sequences[request_id] for request_id in failed], next(iter(failed.values())))
+            self._fail(failed)
 
     def _count_lookup(self, sequence: Sequence) -> None:
         """Once per request; that a preempted one finds its own blocks again saves work, but is no hit."""
@@ -238,28 +258,35 @@ class Engine:
             sequence.selection_seconds = time.monotonic() - started
             sequence.statistics = None
 
-    def _emit_tokens(self, sequences: Iterable[Sequence]) -> None:
+    def _emit_tokens(self, drawn: Iterable[tuple[Sequence, TokenLogprobs | None]]) -> None:
         now = time.monotonic()
-        for sequence in sequences:
+        for sequence, logprobs in drawn:
             self._num_generated_tokens += 1
             if sequence.first_token is None:
                 sequence.first_token = now
             reason = sequence.stop_reason()
-            if reason is None:
-                self._outbox.append(TokenEvent(sequence.id, now, token_id=sequence.generated[-1]))
-            else:
-                self._end(sequence, reason, now, token_id=sequence.generated[-1])
+            finish = None if reason is None else self._close(sequence, reason, now)
+            self._outbox.append(TokenEvent(sequence.id, now, sequence.generated[-1], finish, logprobs))
 
-    def _end(self, sequence: Sequence, reason: FinishReason, now: float, *, token_id: int | None = None) -> None:
+    def _end(self, sequence: Sequence, reason: FinishReason, now: float) -> None:
+        self._outbox.append(TokenEvent(sequence.id, now, finish=self._close(sequence, reason, now)))
+
+    def _close(self, sequence: Sequence, reason: FinishReason, now: float) -> Finish:
         self._drop(sequence)
-        self._outbox.append(TokenEvent(sequence.id, now, token_id, sequence.end(reason, now)))
+        return sequence.end(reason, now)
 
-    def _fail(self, sequences: list[Sequence], error: Exception) -> None:
-        # The log gets the cause; the message for clients has no paths, addresses or traces.
-        logger.error("a step failed, dropping %d requests", len(sequences), exc_info=error)
-        for sequence in sequences:
-            self._drop(sequence)
-        raise StepFailedError(sequence.id for sequence in sequences) from error
+    def _fail(self, errors: Mapping[str, Exception]) -> NoReturn:
+        # The log gets the causes; the message for clients has no paths, addresses or traces.
+        for error in dict.fromkeys(errors.values()):
+            num_requests = sum(other is error for other in errors.values())
+            logger.error("a step failed, dropping %d requests", num_requests, exc_info=error)
+        for request_id in errors:
+            self._drop(self._sequences[request_id])
+        messages = {
+            request_id: str(error) if isinstance(error, RowFailedError) else STEP_FAILED
+            for request_id, error in errors.items()
+        }
+        raise StepFailedError(messages) from next(iter(errors.values()))
 
     def _drop(self, sequence: Sequence) -> None:
         """Forget a sequence and free its memory: KV blocks and views."""
@@ -271,7 +298,9 @@ class Engine:
 def _check_results(rows: tuple[StepRow, ...], results: tuple[RowResult, ...]) -> None:
     """A runner that forgets a token or the statistics must fail the step, not stall or corrupt a sequence."""
     for row, result in zip(rows, results, strict=True):
-        if (row.sample is None) != (result.token_id is None):
+        if result.error is not None and row.sample is not None and result.token_id is None:
+            continue  # what else it lacks does not matter any more
+        if result.error is not None or (row.sample is None) != (result.token_id is None):
             raise RuntimeError("the runner drew a token that was not asked for, or did not draw one that was")
         end = row.start + len(row.token_ids)
         if row.collect_statistics and (result.statistics is None or result.statistics.num_tokens != end):

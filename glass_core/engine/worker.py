@@ -127,7 +127,7 @@ class EngineThread:
             return self._engine.step()
         except StepFailedError as error:
             # An exception of its own per stream: a shared one would collect everybody's tracebacks.
-            failures.update({request_id: EngineFailureError(str(error)) for request_id in error.request_ids})
+            failures.update({request_id: EngineFailureError(text) for request_id, text in error.messages.items()})
             return self._engine.take_events()
 
     def _hand_over(self, events: list[TokenEvent], failures: Mapping[str, GlassError]) -> None:

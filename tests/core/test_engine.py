@@ -19,7 +19,7 @@ from tests.core.engine_builders import (
     run_to_end,
     tokens_of,
 )
-from tests.fakes_runner import DENSE_FLOPS_PER_TOKEN, EOS, FakeRunner
+from tests.fakes_runner import DENSE_FLOPS_PER_TOKEN, EOS, POISON, FakeRunner
 
 BIG = SchedulerConfig(max_num_sequences=4, max_step_tokens=64)
 
@@ -251,6 +251,52 @@ def test_a_failed_selection_drops_only_its_own_request() -> None:
     events = run_to_end(engine)
     assert len(tokens_of(events, "dense")) == 4
     assert tokens_of(events, "sparse") == []
+
+
+def test_a_row_without_a_token_ends_its_own_request_only() -> None:
+    runner = FakeRunner()
+    engine = make_engine(runner, scheduler=BIG)
+    for name in ("fine", "poisoned", "sparse"):
+        engine.add(make_request(name, sparsity=GRIFFIN if name == "sparse" else DENSE))
+    runner.poisoned = {"poisoned", "sparse"}
+    with pytest.raises(StepFailedError) as caught:
+        engine.step()
+    assert caught.value.messages == {"poisoned": POISON, "sparse": POISON}
+    assert runner.released == ["poisoned", "sparse"]
+    assert engine.unfinished == ("fine",)
+    assert len(tokens_of(run_to_end(engine), "fine")) == 4
+    assert engine.stats().kv_blocks_used == 0
+
+
+def test_a_row_that_fails_in_the_middle_keeps_what_it_sent_and_caches_nothing_more() -> None:
+    runner = FakeRunner()
+    engine = make_engine(runner, scheduler=BIG)
+    for name in ("first", "second"):
+        engine.add(make_request(name))
+    events = engine.step()
+    runner.poisoned = {"first"}
+    with pytest.raises(StepFailedError):
+        engine.step()
+    events += engine.take_events()
+    assert len(tokens_of(events, "first")) == 1
+    assert len(tokens_of(events + run_to_end(engine), "second")) == 4
+    # the same prompt is served again once the cause is gone
+    runner.poisoned = set()
+    engine.add(make_request("first"))
+    assert len(tokens_of(run_to_end(engine), "first")) == 4
+
+
+def test_an_error_beside_a_token_is_the_runners_bug() -> None:
+    class Confused(FakeRunner):
+        def execute(self, batch: StepBatch) -> StepResult:
+            rows = FakeRunner.execute(self, batch).rows
+            return StepResult(tuple(replace(row, error="none") for row in rows))
+
+    engine = make_engine(Confused())
+    engine.add(make_request())
+    with pytest.raises(StepFailedError) as caught:
+        engine.step()
+    assert isinstance(caught.value.__cause__, RuntimeError)
 
 
 class ForgetfulRunner(FakeRunner):

@@ -19,7 +19,7 @@ from glass_core.errors import (
     QueueFullError,
 )
 from tests.core.engine_builders import GRIFFIN, answer_alone, make_engine, make_request, tokens_of
-from tests.fakes_runner import FakeRunner
+from tests.fakes_runner import POISON, FakeRunner
 
 Stream = AsyncGenerator[TokenEvent, None]
 
@@ -232,6 +232,18 @@ async def test_a_failed_step_fails_its_streams_and_serving_goes_on() -> None:
         assert await collect(stream) == []
         assert len(await collect(other)) == 4
         client.check_health()
+        await until(lambda: is_idle(client, runner))
+
+
+async def test_a_row_without_a_token_fails_its_own_stream_with_its_own_message() -> None:
+    runner = FakeRunner(poisoned={"poisoned"})
+    async with running(runner) as client:
+        poisoned = await client.submit(make_request("poisoned"))
+        other = await client.submit(make_request("other"))
+        with pytest.raises(EngineFailureError, match=POISON):
+            await collect(poisoned)
+        assert await collect(poisoned) == []
+        assert len(await collect(other)) == 4
         await until(lambda: is_idle(client, runner))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from glass_core.api import FinishReason, GenerationRequest, SparsityParams, TokenEvent
 from glass_core.config import SchedulerConfig
-from glass_core.engine.engine import Engine, StepFailedError
+from glass_core.engine.engine import Engine, RowFailedError, StepFailedError
 from glass_core.errors import InvalidRequestError
 from glass_core.runners.base import StepRow
 from tests.core.engine_builders import DENSE, GRIFFIN, CountingSelector, make_engine, make_request, serve_alone
@@ -71,6 +71,7 @@ def visitors(draw: st.DrawFn) -> list[Visitor]:
     view_cache_bytes=st.sampled_from([120, 1000, 1000]),
     failing_steps=st.sampled_from([set(), set(), {1}, {4}, {3, 12}]),
     prefix_statistics_bytes=st.sampled_from([None, 0, 127, 300, 10_000, 10_000]),
+    poisoned=st.sets(st.integers(0, 5), max_size=2),
 )
 def test_random_traffic(
     traffic: list[Visitor],
@@ -79,9 +80,11 @@ def test_random_traffic(
     view_cache_bytes: int,
     failing_steps: set[int],
     prefix_statistics_bytes: int | None,
+    poisoned: set[int],
 ) -> None:
     """`prefix_statistics_bytes` None = no prefix cache; a snapshot takes 128 bytes."""
     runner = FakeRunner(num_kv_blocks=num_kv_blocks)
+    runner.poisoned = {traffic[index].request.request_id for index in poisoned if index < len(traffic)}
     runner.failures.extend(OnDemand() if step in failing_steps else None for step in range(31))
     selector = CountingSelector(runner)
     engine = make_engine(
@@ -148,7 +151,7 @@ def advance(engine: Engine, outcome: Outcome) -> None:
     try:
         outcome.events += engine.step()
     except StepFailedError as error:
-        if not isinstance(error.__cause__, OnDemand):
+        if not isinstance(error.__cause__, OnDemand | RowFailedError):
             raise  # the runner's own checks: a bug of the engine
         outcome.failed += error.request_ids
         outcome.events += engine.take_events()

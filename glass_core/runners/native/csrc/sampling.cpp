@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -131,7 +130,21 @@ int32_t Sampler::choose_among_all(int64_t total, const SampleRequest& request) c
     return static_cast<int32_t>(token);
 }
 
-// Candidates become the top_k.
+// Drops candidates by their weights, asked in the order of ids.
+template <typename Fn>
+void Sampler::keep_if(const Fn& is_kept) {
+    size_t count = 0;
+    for (size_t i = 0; i < ids_.size(); ++i) {
+        const int64_t weight = id_weights_[i];
+        ids_[count] = ids_[i];
+        id_weights_[count] = weight;
+        count += is_kept(weight) ? 1 : 0;
+    }
+    ids_.resize(count);
+    id_weights_.resize(count);
+}
+
+// Candidates become the top_k, but for those whose weight is 0.
 void Sampler::keep_largest(const float* scores, int32_t size, float best, const SampleRequest& request) {
     find_largest(scores, size, request.top_k, float_scratch_, ids_);
     float_scratch_.clear();
@@ -139,37 +152,37 @@ void Sampler::keep_largest(const float* scores, int32_t size, float best, const 
     id_weights_.resize(ids_.size());
     fill_weights(float_scratch_.data(), static_cast<int32_t>(ids_.size()), best,
                  inverse_temperature(request.temperature), id_weights_.data());
+    keep_if([](int64_t weight) { return weight > 0; });
 }
 
 // Candidates become all tokens that weigh `least` or more.
 void Sampler::keep_heaviest(int64_t least) {
-    ids_.clear();
-    id_weights_.clear();
+    const auto num_blocks = std::count_if(maxima_.begin(), maxima_.end(), [&](int64_t w) { return w >= least; });
+    ids_.resize(static_cast<size_t>(num_blocks) * kWeightBlock);
+    id_weights_.resize(ids_.size());
+    size_t count = 0;
     for (size_t block = 0; block < maxima_.size(); ++block) {
         if (maxima_[block] < least) continue;
         const size_t last = std::min((block + 1) * kWeightBlock, weights_.size());
-        for (size_t i = block * kWeightBlock; i < last; ++i) {
-            if (weights_[i] < least) continue;
-            ids_.push_back(static_cast<int32_t>(i));
-            id_weights_.push_back(weights_[i]);
+        for (size_t i = block * kWeightBlock; i < last; ++i) {  // without a branch, which nothing could predict
+            ids_[count] = static_cast<int32_t>(i);
+            id_weights_[count] = weights_[i];
+            count += weights_[i] >= least ? 1 : 0;
         }
     }
+    ids_.resize(count);
+    id_weights_.resize(count);
 }
 
 // Drops candidates outside the nucleus, ties from the highest id on.
 void Sampler::keep_nucleus(int64_t limit) {
-    weight_scratch_.clear();
-    std::copy_if(id_weights_.begin(), id_weights_.end(), std::back_inserter(weight_scratch_), [](int64_t w) { return w > 0; });
-    NucleusCut cut = find_nucleus(weight_scratch_, limit);
-    size_t kept = 0;
-    for (size_t i = 0; i < ids_.size(); ++i) {
-        const int64_t weight = id_weights_[i];
-        if (weight < cut.threshold || (weight == cut.threshold && cut.num_ties-- <= 0)) continue;
-        ids_[kept] = ids_[i];
-        id_weights_[kept++] = weight;
-    }
-    ids_.resize(kept);
-    id_weights_.resize(kept);
+    NucleusCut cut = find_nucleus(id_weights_, limit, weight_scratch_);
+    keep_if([&](int64_t weight) {
+        const bool is_tie = weight == cut.threshold;
+        const bool kept = (weight > cut.threshold) | (is_tie & (cut.num_ties > 0));
+        cut.num_ties -= is_tie ? 1 : 0;
+        return kept;
+    });
 }
 
 int32_t Sampler::choose_candidate(int64_t limit, const SampleRequest& request) {

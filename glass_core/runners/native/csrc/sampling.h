@@ -68,6 +68,8 @@ private:
     void keep_largest(const float* scores, int32_t size, float best, const SampleRequest& request);
     void keep_heaviest(int64_t least);
     void keep_nucleus(int64_t limit);
+    template <typename Fn>
+    void keep_if(const Fn& is_kept);
     void add_logprobs(const float* logits, int32_t size, float best, const SampleRequest& request, Drawn& drawn);
 
     std::vector<float> scores_;     // adjusted logits

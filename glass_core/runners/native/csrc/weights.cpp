@@ -1,6 +1,7 @@
 #include "weights.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <functional>
@@ -65,6 +66,34 @@ Partition partition(std::vector<int64_t>& weights, size_t first, size_t last, in
         }
     }
     return parts;
+}
+
+// Where the sum of the heaviest of `weights`, which are reordered, reaches `wanted`; it does.
+NucleusCut cut_exactly(std::vector<int64_t>& weights, int64_t wanted) {
+    size_t first = 0, last = weights.size();
+    while (true) {
+        const int64_t pivot = median_of_three(weights[first], weights[(first + last) / 2], weights[last - 1]);
+        const Partition parts = partition(weights, first, last, pivot);
+        if (parts.sum_above >= wanted) {
+            last = parts.above;
+            continue;
+        }
+        wanted -= parts.sum_above;
+        const auto num_equal = static_cast<int64_t>(parts.below - parts.above);
+        const int64_t num_needed = (wanted + pivot - 1) / pivot;
+        if (num_needed <= num_equal) return {pivot, static_cast<int32_t>(num_needed)};
+        wanted -= num_equal * pivot;
+        first = parts.below;
+    }
+}
+
+// Exponent and 6 bits of the fraction, of weights in [1, 2^kWeightBits].
+constexpr int kFractionBits = 6;
+constexpr size_t kNumBuckets = size_t{kWeightBits + 1} << kFractionBits;
+
+size_t bucket_of(int64_t weight) {
+    const auto bits = std::bit_cast<uint64_t>(static_cast<double>(weight));
+    return static_cast<size_t>((bits >> (52 - kFractionBits)) - (uint64_t{1023} << kFractionBits));
 }
 
 }  // namespace
@@ -139,24 +168,22 @@ void find_largest(const float* scores, int32_t size, int32_t k, std::vector<floa
     std::erase_if(ids, [&](int32_t id) { return scores[id] < least; });
 }
 
-NucleusCut find_nucleus(std::vector<int64_t>& weights, int64_t limit) {
-    size_t first = 0, last = weights.size();
+// First by buckets of nearly equal weights, 64 to a power of two; then exactly, within the one where the sum is reached.
+NucleusCut find_nucleus(const std::vector<int64_t>& weights, int64_t limit, std::vector<int64_t>& scratch) {
+    std::array<int64_t, kNumBuckets> masses{};
+    for (const int64_t weight : weights) masses[bucket_of(weight)] += weight;
+    size_t bucket = kNumBuckets;
     int64_t wanted = limit;
-    while (first < last) {
-        const int64_t pivot = median_of_three(weights[first], weights[(first + last) / 2], weights[last - 1]);
-        const Partition parts = partition(weights, first, last, pivot);
-        if (parts.sum_above >= wanted) {
-            last = parts.above;
-            continue;
-        }
-        wanted -= parts.sum_above;
-        const auto num_equal = static_cast<int64_t>(parts.below - parts.above);
-        const int64_t num_needed = (wanted + pivot - 1) / pivot;
-        if (num_needed <= num_equal) return {pivot, static_cast<int32_t>(num_needed)};
-        wanted -= num_equal * pivot;
-        first = parts.below;
+    while (bucket > 0 && masses[bucket - 1] < wanted) wanted -= masses[--bucket];
+    if (bucket == 0) return {0, 0};
+    scratch.resize(weights.size());
+    size_t count = 0;
+    for (const int64_t weight : weights) {  // without a branch, which nothing could predict
+        scratch[count] = weight;
+        count += bucket_of(weight) == bucket - 1 ? 1 : 0;
     }
-    return {0, 0};
+    scratch.resize(count);
+    return cut_exactly(scratch, wanted);
 }
 
 }  // namespace glass

@@ -37,7 +37,7 @@ struct NucleusCut {
 };
 
 // The smallest set of the heaviest weights whose sum reaches `limit` >= 1; all of them when none does. Weights are
-// positive; they are reordered.
-NucleusCut find_nucleus(std::vector<int64_t>& weights, int64_t limit);
+// positive; `scratch` is overwritten.
+NucleusCut find_nucleus(const std::vector<int64_t>& weights, int64_t limit, std::vector<int64_t>& scratch);
 
 }  // namespace glass
