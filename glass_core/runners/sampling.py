@@ -107,7 +107,7 @@ def uniform_bits(seed: int, index: int) -> int:
 
 
 def adjust_logits(logits: Logits, sample: SampleInput) -> Logits:
-    """Penalties, bias, and the mask of stop tokens before min_tokens. Returns a new (vocab_size,) array; masked = -inf."""
+    """Penalties, bias, and the mask of stop tokens before min_tokens: a new (vocab_size,) array, masked = -inf."""
     scores = logits.astype(np.float32, copy=True)
     _apply_repetition_penalty(scores, sample)
     _apply_count_penalties(scores, sample)

@@ -64,7 +64,7 @@ def naive_distribution(logits: FloatArray, params: SamplingParams) -> npt.NDArra
     return result
 
 
-def spread(vocab_size: int, candidates: npt.NDArray[np.int64], probabilities: npt.NDArray[np.float64]) -> Any:
+def spread(vocab_size: int, candidates: npt.NDArray[np.int64], probabilities: npt.NDArray[np.int64]) -> Any:
     full = np.zeros(vocab_size)
     full[candidates] = probabilities / probabilities.sum()
     return full

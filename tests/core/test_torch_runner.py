@@ -19,9 +19,9 @@ from glass_core.runners.base import SampleInput, StepBatch, StepRow
 from glass_core.runners.sampling import sample_token, token_logprobs
 from glass_core.runners.torch_runner import load
 from glass_core.runners.torch_runner.attention import SequenceCache
+from glass_core.runners.torch_runner.drawing import draw_tokens
 from glass_core.runners.torch_runner.kv_pool import block_bytes
 from glass_core.runners.torch_runner.model import TorchModel
-from glass_core.runners.torch_runner.drawing import draw_tokens
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
 from glass_core.runners.torch_runner.views import PackedViews, pack
 from glass_core.runners.torch_runner.weights import load_weights

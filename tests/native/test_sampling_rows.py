@@ -4,9 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from safetensors.torch import load_file, save_file
 
 from glass_core.checkpoint.prepared import SINGLE_FILE, open_prepared
@@ -107,6 +105,6 @@ def test_log_probabilities_of_a_native_step_are_the_references(tmp_path: Path) -
         make_row(OTHER, slot=1, sample=SAMPLE), make_row(GOOD, sample=sample), make_row(GOOD, slot=2)
     )
     plain, detailed, silent = result.rows
-    assert plain.logprobs is silent.logprobs is silent.token_id is None
+    assert (plain.logprobs, silent.logprobs, silent.token_id) == (None, None, None)
     assert detailed.token_id is not None
     assert detailed.logprobs == token_logprobs(logits[1], detailed.token_id, 4)

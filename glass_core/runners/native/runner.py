@@ -216,7 +216,7 @@ def _row_result(row: StepRow, cost: StepCost, drawn: Drawn | None, collected: Ro
     token, logprobs, error = (None, None, None) if drawn is None else _read(drawn)
     statistics = None if collected is None else collected.result
     snapshots = () if collected is None else collected.snapshots(len(row.snapshot_ends))
-    return RowResult(cost, token, statistics, snapshots, logprobs, error)
+    return RowResult(cost, token, statistics, snapshots, logprobs=logprobs, error=error)
 
 
 def _read(drawn: Drawn) -> tuple[int | None, TokenLogprobs | None, str | None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from glass_core.api import StepCost
 from glass_core.config import AUTO, KV_CACHE_DTYPES, CacheConfig, EngineConfig
-from glass_core.errors import ConfigurationError, EngineFailureError
+from glass_core.errors import ConfigurationError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, StepBatch, StepResult, StepRow
 from glass_core.runners.torch_runner.checks import check_batch
@@ -122,8 +122,8 @@ class TorchRunner:
                 None if collector is None else collector.result(),
                 () if collector is None else collector.snapshots(),
                 None if ffn is None else ffn.reads,
-                drawn.logprobs,
-                drawn.error,
+                logprobs=drawn.logprobs,
+                error=drawn.error,
             )
         return StepResult(tuple(result for result in results if result is not None))
 
