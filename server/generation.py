@@ -19,6 +19,7 @@ from glass_core.errors import (
     QueueFullError,
 )
 from glass_core.text import Detokenizer, TextProcessor
+from server.logprobs import ShownToken, TokenLedger
 from server.metrics import ServerMetrics
 from server.reading import TokenEvents, open_reader
 
@@ -36,21 +37,25 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """New text of a choice, possibly empty: the first one says that its first token has arrived."""
+    """New text of a choice, possibly empty: the first one says that its first token has arrived. `tokens` are those
+    of the text, when log-probabilities were asked for."""
 
     index: int
     text: str
+    tokens: tuple[ShownToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ChoiceEnd:
-    """A choice is complete. `reason` is what the client sees; `num_tokens` counts up to a stop string."""
+    """A choice is complete. `reason` is what the client sees; `num_tokens` counts up to a stop string; `text` and
+    `tokens` are the last ones."""
 
     index: int
     text: str
     reason: FinishReason
     num_tokens: int
     finish: Finish
+    tokens: tuple[ShownToken, ...] = ()
 
 
 GenerationEvent = Delta | ChoiceEnd
@@ -65,6 +70,7 @@ class _Progress:
     detokenizer: Detokenizer
     token_times: list[float] = field(default_factory=list)
     num_tokens_at_stop: int | None = None
+    ledger: TokenLedger = field(default_factory=TokenLedger)
 
 
 def choice_seeds(seed: int | None, count: int) -> list[int]:
@@ -133,7 +139,9 @@ class Generator:
     def _convert(self, running: dict[int, _Progress], index: int, event: TokenEvent) -> GenerationEvent:
         if event.finish is not None:
             return self._end(running.pop(index), event, event.finish)
-        return Delta(index, self._advance(running[index], event))
+        progress = running[index]
+        text = self._advance(progress, event)
+        return Delta(index, text) if event.logprobs is None else Delta(index, text, progress.ledger.release(text))
 
     def _advance(self, progress: _Progress, event: TokenEvent) -> str:
         """The text a token adds. A stop string found in it ends the sequence at the next step."""
@@ -143,6 +151,8 @@ class Generator:
         sampling = progress.choice.request.sampling
         if event.token_id in sampling.stop_token_ids and not sampling.ignore_eos:
             return ""
+        if event.logprobs is not None:
+            progress.ledger.add(ShownToken(event.token_id, progress.detokenizer.num_decoded, event.logprobs))
         text = progress.detokenizer.push(event.token_id)
         if progress.detokenizer.stopped:
             progress.num_tokens_at_stop = len(progress.token_times)
@@ -157,7 +167,8 @@ class Generator:
             raise EngineFailureError("the request was aborted")
         reason = finish.reason if stopped is None else FinishReason.STOP
         num_tokens = finish.num_generated_tokens if stopped is None else stopped
-        return ChoiceEnd(progress.choice.index, text, reason, num_tokens, finish)
+        tokens = progress.ledger.flush(text, stopped=stopped is not None)
+        return ChoiceEnd(progress.choice.index, text, reason, num_tokens, finish, tokens)
 
     def _count_abandoned(self, running: dict[int, _Progress]) -> None:
         for progress in running.values():

@@ -18,6 +18,7 @@ from glass_core.api import (
     SparsityReport,
     StepCost,
     TokenEvent,
+    TokenLogprobs,
 )
 from glass_core.errors import EngineUnavailableError
 
@@ -151,8 +152,16 @@ class FakeStream(AsyncGenerator[TokenEvent, None]):
         is_stop = token_id in self._request.sampling.stop_token_ids and not self._request.sampling.ignore_eos
         if is_stop or self._num_sent == self._request.sampling.max_tokens:
             reason = FinishReason.STOP if is_stop else FinishReason.LENGTH
-            return TokenEvent(request_id, now, token_id, self._finish(reason))
-        return TokenEvent(request_id, now, token_id)
+            return TokenEvent(request_id, now, token_id, self._finish(reason), self._logprobs(token_id))
+        return TokenEvent(request_id, now, token_id, logprobs=self._logprobs(token_id))
+
+    def _logprobs(self, token_id: int) -> TokenLogprobs | None:
+        """-0.25 for the drawn token, the first of the most probable ones; then tokens 1, 2, … at -2, -3, …"""
+        count = self._request.sampling.num_logprobs
+        if count is None:
+            return None
+        others = ((other, -1.0 - other) for other in range(1, count))
+        return TokenLogprobs(-0.25, ((token_id, -0.25), *others) if count else ())
 
     def _finish(self, reason: FinishReason) -> Finish:
         self._engine.forget(self._request.request_id)

@@ -52,6 +52,7 @@ class Limits:
             raise InvalidRequestError("the prompt is empty: at least one token is needed", param="prompt")
         self._check_vocabulary(request.prompt_token_ids, "prompt")
         self._check_vocabulary(request.sampling.stop_token_ids, "stop_token_ids")
+        self._check_vocabulary((token_id for token_id, _ in request.sampling.logit_bias), "logit_bias")
 
     def _check_vocabulary(self, token_ids: Iterable[int], param: str) -> None:
         for token_id in token_ids:

@@ -37,6 +37,11 @@ class TokenTable(dict[int, str | bytes]):
         self[token_id] = piece
         return piece
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """What the token adds, as bytes."""
+        piece = self[token_id]
+        return piece.encode() if isinstance(piece, str) else piece
+
     def _token_bytes(self, token: str) -> bytes:
         # A token added as it stands, outside the alphabet, is its own text.
         known = all(character in self._bytes for character in token)

@@ -114,6 +114,8 @@ class Detokenizer:
         self._decoder = decoder
         self._filter = StopFilter(stop)
         self._skipped = skipped_token_ids
+        self.num_decoded = 0
+        """Characters decoded so far, with those held back for a stop string."""
 
     @property
     def stopped(self) -> bool:
@@ -124,7 +126,9 @@ class Detokenizer:
         """The text this token adds, possibly empty."""
         if self.stopped or token_id in self._skipped:
             return ""
-        return self._filter.push(self._decoder.push(token_id))
+        text = self._decoder.push(token_id)
+        self.num_decoded += len(text)
+        return self._filter.push(text)
 
     def flush(self) -> str:
         """The rest of the text after the last token."""

@@ -15,6 +15,7 @@ from glass_core.text.tokenizer import (
     read_json_object,
     read_stop_token_ids,
     read_tokenizer,
+    sentencepiece_bytes,
     special_token_ids,
     token_content,
 )
@@ -48,6 +49,12 @@ class TextProcessor:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of whole token sequences, without special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What one token stands for, special tokens by their name. Empty for ids the tokenizer does not know."""
+        if self._table is not None:
+            return self._table.bytes_of(token_id)
+        return sentencepiece_bytes(self._tokenizer.id_to_token(token_id) or "")
 
     def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **kwargs: Any) -> str:
         """Prompt text of a conversation.

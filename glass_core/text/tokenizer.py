@@ -5,6 +5,7 @@ library behind it loads the same file in a tenth of a second.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,9 @@ def _eos_ids(config: Mapping[str, Any], file_name: str) -> Sequence[int]:
     if not all(type(item) is int for item in ids):
         raise CheckpointError(f"eos_token_id in {file_name} must be an integer or a list of integers, got {value!r}")
     return ids
+
+
+def sentencepiece_bytes(token: str) -> bytes:
+    """What a SentencePiece token stands for: `▁` is a space, `<0x0A>` a byte."""
+    byte = re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace("▁", " ").encode()

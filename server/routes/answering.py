@@ -1,13 +1,14 @@
 """Batches of generation events to HTTP answers: collected into one JSON object, or framed as server-sent events."""
 
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from server.errors import INTERNAL_ERROR, describe
 from server.generation import Batch, ChoiceEnd
+from server.logprobs import ShownToken
 from server.routes.build import Answer
 from server.schemas.common import usage_json
 from server.schemas.glass import report_json
@@ -24,8 +25,8 @@ class ChunkEncoder(Protocol):
     def start(self, index: int) -> Json | None:
         """The first chunk's choice, if the endpoint has one without generated text."""
 
-    def delta(self, index: int, text: str) -> Json:
-        """The choice of a chunk with new text."""
+    def delta(self, index: int, text: str, tokens: Sequence[ShownToken] = ()) -> Json:
+        """The choice of a chunk with new text, and the tokens whose log-probabilities it shows."""
         ...
 
     def end(self, index: int, reason: str) -> Json:
@@ -68,7 +69,9 @@ class ChunkStream:
             if envelope is None:
                 envelope = self._envelopes[item.index] = self._envelope(item.index)
                 yield from self._start(item.index)
-            if item.text:
+            if item.tokens:
+                yield event(self._chunk(self.encoder.delta(item.index, item.text, item.tokens)))
+            elif item.text:
                 yield envelope.fill(item.text)
             if isinstance(item, ChoiceEnd):
                 yield from self._end(item)
@@ -103,14 +106,18 @@ class ChunkStream:
 
 
 async def collect(batches: AsyncGenerator[Batch, None]) -> dict[int, ChoiceEnd]:
-    """All choices by index, ascending, each with its whole text."""
+    """All choices by index, ascending, each with its whole text and all its tokens."""
     texts: dict[int, list[str]] = {}
+    tokens: dict[int, list[ShownToken]] = {}
     ends: dict[int, ChoiceEnd] = {}
     async with aclosing(batches):
         async for item in (item async for batch in batches for item in batch):
             texts.setdefault(item.index, []).append(item.text)
+            if item.tokens:
+                tokens.setdefault(item.index, []).extend(item.tokens)
             if isinstance(item, ChoiceEnd):
-                ends[item.index] = replace(item, text="".join(texts[item.index]))
+                whole_text, shown = "".join(texts[item.index]), tuple(tokens.get(item.index, ()))
+                ends[item.index] = replace(item, text=whole_text, tokens=shown)
     return dict(sorted(ends.items()))
 
 

@@ -93,6 +93,8 @@ class RequestBuilder:
             repetition_penalty=_default(body.repetition_penalty, 1.0),
             stop_token_ids=self.model.text.stop_token_ids,
             ignore_eos=bool(body.ignore_eos),
+            logit_bias=tuple((int(token), bias) for token, bias in (body.logit_bias or {}).items()),
+            num_logprobs=body.num_logprobs,
         )
 
     def _sparsity(self, seed: int) -> SparsityParams:

@@ -1,10 +1,14 @@
 """`POST /v1/chat/completions`."""
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from glass_core.text import TextProcessor
 from server.deps import AdmittedModelDep, GlassHeadersDep, MetricsDep, SettingsDep
 from server.generation import ChoiceEnd, Generator
+from server.logprobs import ShownToken, chat_logprobs
 from server.routes.answering import ChunkStream, Json, collect, whole
 from server.routes.build import RequestBuilder
 from server.routes.described import ERROR_RESPONSES
@@ -41,25 +45,31 @@ async def create_chat_completion(
     generator = Generator(model.engine, model.text, metrics)
     batches = generator.generate(choices, idle_seconds=settings.keepalive_seconds)
     if body.stream:
-        stream = ChunkStream(answer, "chat.completion.chunk", ChatChunkEncoder(), len(choices))
+        stream = ChunkStream(answer, "chat.completion.chunk", ChatChunkEncoder(model.text), len(choices))
         return EventStreamResponse(stream.frames(batches))
     ends = await until_disconnect(request.receive, collect(batches))
-    return StrictJsonResponse(whole(answer, "chat.completion", [_choice(end) for end in ends.values()], ends))
+    shown = [_choice(end, body.num_logprobs, model.text) for end in ends.values()]
+    return StrictJsonResponse(whole(answer, "chat.completion", shown, ends))
 
 
-def _choice(end: ChoiceEnd) -> Json:
+def _choice(end: ChoiceEnd, num_logprobs: int | None, text: TextProcessor) -> Json:
+    logprobs = None if num_logprobs is None else chat_logprobs(end.tokens, text)
     message = {"role": "assistant", "content": end.text, "refusal": None}
-    return {"index": end.index, "message": message, "finish_reason": end.reason.value, "logprobs": None}
+    return {"index": end.index, "message": message, "finish_reason": end.reason.value, "logprobs": logprobs}
 
 
 class ChatChunkEncoder:
     """Choices of `chat.completion.chunk` objects."""
 
+    def __init__(self, text: TextProcessor) -> None:
+        self._text = text
+
     def start(self, index: int) -> Json | None:
         return self._choice(index, {"role": "assistant", "content": ""})
 
-    def delta(self, index: int, text: str) -> Json:
-        return self._choice(index, {"content": text})
+    def delta(self, index: int, text: str, tokens: Sequence[ShownToken] = ()) -> Json:
+        choice = self._choice(index, {"content": text})
+        return {**choice, "logprobs": chat_logprobs(tokens, self._text)} if tokens else choice
 
     def end(self, index: int, reason: str) -> Json:
         return self._choice(index, {}, reason)

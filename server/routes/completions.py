@@ -6,8 +6,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from glass_core.errors import InvalidRequestError
+from glass_core.text import TextProcessor
 from server.deps import AdmittedModelDep, GlassHeadersDep, LoadedModel, MetricsDep, SettingsDep
 from server.generation import ChoiceEnd, Generator
+from server.logprobs import ShownToken, completion_logprobs
 from server.routes.answering import ChunkStream, Json, collect, whole
 from server.routes.build import RequestBuilder
 from server.routes.described import ERROR_RESPONSES
@@ -41,10 +43,11 @@ async def create_completion(
     generator = Generator(model.engine, model.text, metrics)
     batches = generator.generate(choices, idle_seconds=settings.keepalive_seconds)
     if body.stream:
-        stream = ChunkStream(answer, OBJECT_NAME, CompletionChunkEncoder(echoes), len(choices))
+        stream = ChunkStream(answer, OBJECT_NAME, CompletionChunkEncoder(echoes, model.text), len(choices))
         return EventStreamResponse(stream.frames(batches))
     ends = await until_disconnect(request.receive, collect(batches))
-    return StrictJsonResponse(whole(answer, OBJECT_NAME, [_choice(end, echoes) for end in ends.values()], ends))
+    shown = [_choice(end, echoes, body.num_logprobs, model.text) for end in ends.values()]
+    return StrictJsonResponse(whole(answer, OBJECT_NAME, shown, ends))
 
 
 def _encode(prompts: Sequence[Prompt], model: LoadedModel) -> list[list[int]]:
@@ -70,22 +73,25 @@ def _echoes(body: CompletionRequest, prompts: Sequence[Sequence[int]], model: Lo
     return [text for text in texts for _ in range(body.n or 1)]
 
 
-def _choice(end: ChoiceEnd, echoes: Sequence[str]) -> Json:
-    text = echoes[end.index] + end.text
-    return {"index": end.index, "text": text, "finish_reason": end.reason.value, "logprobs": None}
+def _choice(end: ChoiceEnd, echoes: Sequence[str], num_logprobs: int | None, text: TextProcessor) -> Json:
+    logprobs = None if num_logprobs is None else completion_logprobs(end.tokens, text)
+    answer = echoes[end.index] + end.text
+    return {"index": end.index, "text": answer, "finish_reason": end.reason.value, "logprobs": logprobs}
 
 
 class CompletionChunkEncoder:
     """Choices of streamed `text_completion` objects; an echoed prompt is the first chunk."""
 
-    def __init__(self, echoes: Sequence[str]) -> None:
+    def __init__(self, echoes: Sequence[str], text: TextProcessor) -> None:
         self._echoes = echoes
+        self._text = text
 
     def start(self, index: int) -> Json | None:
         return self.delta(index, self._echoes[index]) if self._echoes[index] else None
 
-    def delta(self, index: int, text: str) -> Json:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
+    def delta(self, index: int, text: str, tokens: Sequence[ShownToken] = ()) -> Json:
+        logprobs = completion_logprobs(tokens, self._text) if tokens else None
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": None}
 
     def end(self, index: int, reason: str) -> Json:
         return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}

@@ -6,7 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from server.schemas.common import MAX_TOKENS, UNSUPPORTED, GenerationFields, IsNeutral, Text, Usage, neutral
+from server.schemas.common import (
+    MAX_LOGPROBS,
+    MAX_TOKENS,
+    UNSUPPORTED,
+    GenerationFields,
+    IsNeutral,
+    Text,
+    Usage,
+    neutral,
+)
 from server.schemas.glass import GlassReport
 
 
@@ -20,8 +29,6 @@ def _only_text(value: Any) -> bool:
 
 CHAT_UNSUPPORTED: Mapping[str, IsNeutral] = {
     **UNSUPPORTED,
-    "logprobs": neutral(False),
-    "top_logprobs": neutral(0),
     "tools": _falsy,
     "tool_choice": neutral("none", "auto"),
     "functions": _falsy,
@@ -81,6 +88,19 @@ class ChatCompletionRequest(GenerationFields):
         None, description="longest answer, in tokens; default: the rest of the context"
     )
 
+    logprobs: bool | None = Field(None, description="show the log-probability of every token of the answer")
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="and of that many most probable tokens in its place; needs logprobs"
+    )
+
+    @model_validator(mode="after")
+    def _top_needs_logprobs(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise PydanticCustomError(
+                "field_conflict", "top_logprobs needs logprobs to be true", {"param": "top_logprobs"}
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
         both = self.max_tokens, self.max_completion_tokens
@@ -93,6 +113,10 @@ class ChatCompletionRequest(GenerationFields):
         return self
 
     @property
+    def num_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    @property
     def longest_answer(self) -> int | None:
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
@@ -103,11 +127,28 @@ class AssistantMessage(BaseModel):
     refusal: None
 
 
+class TokenProbability(BaseModel):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class AnswerToken(TokenProbability):
+    top_logprobs: list[TokenProbability]
+
+
+class ChatLogprobs(BaseModel):
+    """The model's own log-probabilities, before penalties, bias, temperature and filters."""
+
+    content: list[AnswerToken]
+    refusal: None
+
+
 class ChatChoice(BaseModel):
     index: int
     message: AssistantMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None
+    logprobs: ChatLogprobs | None
 
 
 class ChatCompletion(BaseModel):

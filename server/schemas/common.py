@@ -31,6 +31,11 @@ def _check_unicode(text: str) -> str:
 Text = Annotated[str, AfterValidator(_check_unicode)]
 CacheSalt = Annotated[Text, Field(min_length=1, max_length=512)]
 StopString = Annotated[Text, Field(min_length=1)]
+MAX_LOGIT_BIAS = 1024
+MAX_LOGPROBS = 20
+# a token id as JSON spells the key of an object, in the one way that keeps keys distinct
+TokenKey = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")]
+LogitBias = Annotated[dict[TokenKey, Annotated[Finite, Field(ge=-100, le=100)]], Field(max_length=MAX_LOGIT_BIAS)]
 IsNeutral = Callable[[Any], bool]
 
 
@@ -46,7 +51,6 @@ def neutral(*values: Any) -> IsNeutral:
 # fields of the OpenAI and vLLM APIs that would change the answer -> the test of a value that would not
 UNSUPPORTED: Mapping[str, IsNeutral] = {
     "glass_refine": neutral(False),
-    "logit_bias": _falsy,
     "response_format": neutral({"type": "text"}),
     "chat_template": _falsy,
     "chat_template_kwargs": _falsy,
@@ -97,6 +101,9 @@ class GenerationFields(GlassFields):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = Field(None, description="1 is off")
+    logit_bias: LogitBias | None = Field(
+        None, description="token id to a number from -100 to 100 that is added to its logit"
+    )
     ignore_eos: bool | None = Field(None, description="generate max_tokens tokens whatever the model says (load tests)")
     min_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = Field(
         None, description="shortest answer, in tokens"
@@ -134,6 +141,11 @@ class GenerationFields(GlassFields):
     def longest_answer(self) -> int | None:
         """The limit the client set, in tokens."""
         return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many most probable tokens are wanted beside each token's own log-probability; None = no such thing."""
+        return None
 
     @property
     def stop_strings(self) -> list[str]:

@@ -1,11 +1,20 @@
 """`/v1/completions`: request and response."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
-from server.schemas.common import UNSUPPORTED, GenerationFields, IsNeutral, Text, Usage, neutral
+from server.schemas.common import (
+    MAX_LOGPROBS,
+    UNSUPPORTED,
+    GenerationFields,
+    IsNeutral,
+    Text,
+    Usage,
+    neutral,
+    refuse_unsupported,
+)
 from server.schemas.glass import GlassReport
 
 # OpenAI's documented default of this endpoint
@@ -22,7 +31,6 @@ def _falsy(value: Any) -> bool:
 
 COMPLETION_UNSUPPORTED: Mapping[str, IsNeutral] = {
     **UNSUPPORTED,
-    "logprobs": lambda value: False,  # even 0 asks for the chosen tokens' values
     "suffix": _falsy,
     "best_of": neutral(1),
 }
@@ -37,9 +45,22 @@ class CompletionRequest(GenerationFields):
         Text | Annotated[list[Text], Field(min_length=1)] | TokenIds | Annotated[list[TokenIds], Field(min_length=1)]
     )
     echo: bool | None = Field(None, description="begin each choice's text with its prompt")
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = Field(
+        None, description="show the log-probability of every token, and of that many most probable ones in its place"
+    )
     max_tokens: Annotated[int, Field(ge=1, le=2**31)] | None = Field(
         None, description=f"longest completion, in tokens; default {DEFAULT_MAX_TOKENS}"
     )
+
+    @model_validator(mode="after")
+    def _no_logprobs_of_the_prompt(self) -> Self:
+        if self.echo and self.logprobs is not None:
+            refuse_unsupported("echo together with logprobs")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     @property
     def longest_answer(self) -> int | None:
@@ -56,11 +77,20 @@ class CompletionRequest(GenerationFields):
         return [item for item in prompt if not isinstance(item, int)]
 
 
+class CompletionLogprobs(BaseModel):
+    """The model's own log-probabilities, before penalties, bias, temperature and filters; one entry per token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
 class CompletionChoice(BaseModel):
     index: int
     text: str
     finish_reason: Literal["stop", "length"]
-    logprobs: None
+    logprobs: CompletionLogprobs | None
 
 
 class Completion(BaseModel):
