@@ -21,40 +21,19 @@ from glass_core.api import (
     TokenLogprobs,
 )
 from glass_core.config import EngineConfig
+from glass_core.engine.failures import STEP_FAILED, RowFailedError, StepFailedError
 from glass_core.engine.kv_blocks import BlockAllocator
 from glass_core.engine.limits import limits_of
 from glass_core.engine.prefix_cache import PrefixCache, block_keys
 from glass_core.engine.scheduler import Chunk, Scheduler
 from glass_core.engine.sequence import Sequence
-from glass_core.errors import EngineFailureError, InvalidRequestError
+from glass_core.errors import InvalidRequestError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, Runner, StepBatch, StepRow
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.selection import PlanSelector
 
 logger = logging.getLogger(__name__)
-
-
-STEP_FAILED = "the engine failed while computing this request; it cannot be finished"
-
-
-class StepFailedError(EngineFailureError):
-    """A step failed for the named requests. They are gone from the engine, their memory is free; the others go on.
-
-    `messages` tell each request's client why.
-    """
-
-    def __init__(self, messages: Mapping[str, str]) -> None:
-        super().__init__(STEP_FAILED)
-        self.messages = dict(messages)
-
-    @property
-    def request_ids(self) -> tuple[str, ...]:
-        return tuple(self.messages)
-
-
-class RowFailedError(EngineFailureError):
-    """The runner could not draw a token for one row. Its message is the runner's, fit for clients."""
 
 
 class Engine:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from glass_core.api import FinishReason, GenerationRequest, TokenEvent
-from glass_core.engine.engine import Engine, StepFailedError
+from glass_core.engine.engine import Engine
+from glass_core.engine.failures import StepFailedError
 from glass_core.errors import EngineFailureError, EngineUnavailableError, GlassError
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ import pytest
 
 from glass_core.api import FinishReason, SparsityParams, StepCost
 from glass_core.config import SchedulerConfig
-from glass_core.engine.engine import StepFailedError
+from glass_core.engine.failures import StepFailedError
 from glass_core.runners.base import RowResult, StepBatch, StepResult
 from tests.core.engine_builders import (
     DENSE,

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from glass_core.api import FinishReason, GenerationRequest, SparsityParams, TokenEvent
 from glass_core.config import SchedulerConfig
-from glass_core.engine.engine import Engine, RowFailedError, StepFailedError
+from glass_core.engine.engine import Engine
+from glass_core.engine.failures import RowFailedError, StepFailedError
 from glass_core.errors import InvalidRequestError
 from glass_core.runners.base import StepRow
 from tests.core.engine_builders import DENSE, GRIFFIN, CountingSelector, make_engine, make_request, serve_alone

@@ -9,7 +9,8 @@ import pytest
 
 from glass_core.api import Finish, GenerationRequest, SparsityParams, TokenEvent
 from glass_core.config import SchedulerConfig
-from glass_core.engine.engine import Engine, StepFailedError
+from glass_core.engine.engine import Engine
+from glass_core.engine.failures import StepFailedError
 from glass_core.models.spec import RopeSpec
 from glass_core.runners.base import StepBatch, StepResult, StepRow
 from glass_core.sparsity.local_stats import LocalStatistics
