@@ -35,6 +35,7 @@ from glass_core.sparsity.manifest import (
     manifest_from_json_object,
     parse_json,
 )
+from glass_core.sparsity.table_file import TABLE_PREFIX, read_stored, read_tables, table_tensors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -65,6 +66,7 @@ def write_artifact(path: Path, statistics: GlobalStatistics) -> None:
             tensors[name] = np.ascontiguousarray(tensor)
         else:
             tensors[name], tensors[name + _SCALE_SUFFIX] = _to_float16(tensor)
+    tensors |= table_tensors(statistics.refinement)
     document = statistics.manifest.to_json_object() | {_PROFILES_KEY: _profiles_to_json(statistics.profiles)}
     metadata = {_METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
     _replace_file(path, safetensors.numpy.save(tensors, metadata))
@@ -75,13 +77,15 @@ def read_artifact(path: Path) -> GlobalStatistics:
     with _opened(path) as file:
         manifest, profiles = _read_document(file)
         present = set(file.keys())
+        tables = read_tables(file, present, manifest.num_layers)
+        present = {name for name in present if not name.startswith(TABLE_PREFIX)}
         _check_names(present)
         tensors = {
             name: _read_tensor(file, name, present, expected_shape(manifest, name))
             for name in NEURON_TENSORS + LAYER_TENSORS
             if name in present
         }
-        return GlobalStatistics(manifest=manifest, profiles=profiles, **tensors)
+        return GlobalStatistics(manifest=manifest, profiles=profiles, refinement=tables, **tensors)
 
 
 def read_manifest(path: Path) -> ArtifactManifest:
@@ -145,21 +149,12 @@ def _read_tensor(file: Any, name: str, present: set[str], shape: tuple[int, ...]
     """A tensor in float32. Shape and type are checked in the header, before anything is read."""
     scale_name = name + _SCALE_SUFFIX
     if scale_name not in present:
-        return _read_stored(file, name, "F32", shape).astype(np.float32)
-    stored = _read_stored(file, name, "F16", shape)
-    scale = _read_stored(file, scale_name, "F32", shape[:1])
+        return read_stored(file, name, "F32", shape).astype(np.float32)
+    stored = read_stored(file, name, "F16", shape)
+    scale = read_stored(file, scale_name, "F32", shape[:1])
     with np.errstate(over="ignore", invalid="ignore"):  # hostile values become inf or NaN and are refused as such
         values: FloatArray = stored.astype(np.float32) * scale[:, np.newaxis]
         return values
-
-
-def _read_stored(file: Any, name: str, dtype: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    header = file.get_slice(name)
-    found = (header.get_dtype(), tuple(header.get_shape()))
-    if found != (dtype, shape):
-        raise ArtifactError(f"{name}: expected {dtype} of shape {shape}, got {found[0]} of shape {found[1]}")
-    tensor: npt.NDArray[Any] = file.get_tensor(name)
-    return tensor
 
 
 def _to_float16(tensor: FloatArray) -> tuple[npt.NDArray[np.float16], FloatArray]:

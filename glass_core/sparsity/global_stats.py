@@ -9,6 +9,7 @@ from glass_core.errors import ArtifactError, ArtifactMismatchError
 from glass_core.sparsity.budget import Profile
 from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.manifest import ArtifactManifest
+from glass_core.sparsity.refinement_table import RefinementTable
 
 REQUIRED_NEURON_TENSORS = ("activation_l1", "activation_l2")
 OPTIONAL_NEURON_TENSORS = (
@@ -16,6 +17,7 @@ OPTIONAL_NEURON_TENSORS = (
     "impact_rms",
     "mean_abs_up",
     "mean_abs_gate",
+    "gate_rms",
     "mean_z",
     "mean_square_z",
     "down_norm",
@@ -31,7 +33,8 @@ class GlobalStatistics:
 
     `activation_l1`, `activation_l2`: the local statistic pooled over the corpus. `impact_abs`, `impact_rms`: mean and
     root-mean-square of |z * dloss/dz|, measured together. `mean_abs_up`, `mean_abs_gate`, `mean_z`, `mean_square_z`:
-    E|u|, E|g|, E z, E z^2. `down_norm`: ||down_proj[:, j]||. `sensitivity`: mean KL(dense || only this layer pruned).
+    E|u|, E|g|, E z, E z^2; `gate_rms`: sqrt(E g^2), g after the activation. `down_norm`: ||down_proj[:, j]||.
+    `sensitivity`: mean KL(dense || only this layer pruned). `refinement`: the cascade's thresholds by profile.
     Raises ArtifactError when a tensor has another shape, is not float32, or holds impossible values.
     """
 
@@ -42,11 +45,13 @@ class GlobalStatistics:
     impact_rms: FloatArray | None = None
     mean_abs_up: FloatArray | None = None
     mean_abs_gate: FloatArray | None = None
+    gate_rms: FloatArray | None = None
     mean_z: FloatArray | None = None
     mean_square_z: FloatArray | None = None
     down_norm: FloatArray | None = None
     sensitivity: FloatArray | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict)
+    refinement: Mapping[str, RefinementTable] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors():
@@ -55,6 +60,8 @@ class GlobalStatistics:
             raise ArtifactError("impact_abs and impact_rms are measured together: expected both or neither")
         for name, profile in self.profiles.items():
             self._check_profile(name, profile)
+        for name, table in self.refinement.items():
+            self._check_table(name, table)
 
     def tensors(self) -> Iterator[tuple[str, FloatArray]]:
         """Names and values of what was measured."""
@@ -73,6 +80,14 @@ class GlobalStatistics:
         if profile.num_layers != self.manifest.num_layers:
             raise ArtifactError(
                 f"profile {name!r}: expected {self.manifest.num_layers} layers, got {profile.num_layers}"
+            )
+
+    def _check_table(self, name: str, table: RefinementTable) -> None:
+        if name not in self.profiles:
+            raise ArtifactError(f"refinement of profile {name!r}: there is no such profile")
+        if table.num_layers != self.manifest.num_layers:
+            raise ArtifactError(
+                f"refinement of profile {name!r}: expected {self.manifest.num_layers} layers, got {table.num_layers}"
             )
 
 

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM
 from glass_core.config import glass_home
 from glass_core.errors import ConfigurationError
 from glass_core.offline.calibrate import calibration as calibration_module
+from glass_core.offline.calibrate import refinement_run
 from glass_core.offline.calibrate.calibration import CalibrationRun, load_model
 from glass_core.offline.calibrate.corpus import CorpusSequence, bos_token_id, chat_frame, make_corpus
+from glass_core.offline.calibrate.refinement import SPARSITIES
 from glass_core.offline.calibrate.sensitivity import layer_sensitivity, run_dense
 from glass_core.offline.calibrate.settings import CalibrationSettings
 from glass_core.offline.calibrate.statistics import add_up, down_norms, measure_sequence
@@ -102,6 +104,7 @@ def test_statistics_match_an_independent_computation_on_hf(
             "impact_rms": (z * gradient).square().mean(0).sqrt(),
             "mean_abs_up": trace.up[after_first].abs().mean(0),
             "mean_abs_gate": trace.gate[after_first].abs().mean(0),
+            "gate_rms": trace.gate[after_first].square().mean(0).sqrt(),
             "mean_z": trace.z[0].detach()[after_first].mean(0),
             "mean_square_z": trace.z[0].detach()[after_first].square().mean(0),
         }
@@ -169,6 +172,7 @@ def test_chat_corpus_follows_the_template_and_skips_its_prefix(model: TorchModel
         assert EOS_TOKEN_ID not in message
         assert 4 <= len(message) <= 20
         assert len(answer) >= 4
+        assert ids[sequence.first_decoded :] == answer
 
 
 def test_file_corpus_takes_distinct_windows(model: TorchModel, model_dir: Path, tmp_path: Path) -> None:
@@ -191,16 +195,31 @@ def test_two_runs_give_the_same_bytes(model: TorchModel, model_dir: Path, tmp_pa
     assert statistics.manifest.fingerprint == model.fingerprint
     assert set(statistics.profiles) == {"uniform", "sensitivity"}
     assert statistics.manifest.corpus["num_tokens"] == 36
+    assert statistics.manifest.corpus["refinement_source"] == "chat"
+    assert set(statistics.refinement) == {"sensitivity"}
+    assert statistics.refinement["sensitivity"].max_sparsity == 0.6
     assert read_artifact(first).manifest == statistics.manifest
 
 
-@pytest.mark.parametrize("stage", ["measure_sequence", "layer_sensitivity"])
+@pytest.mark.parametrize("source", ["null", "chat"])
+def test_thresholds_come_from_the_corpus_where_no_chats_can_or_need_be_drawn(tmp_path: Path, source: str) -> None:
+    folder = save_tiny_model(tmp_path / "model", "llama")
+    if source == "null":
+        (folder / "chat_template.jinja").unlink()
+    settings = CalibrationSettings(source=source, num_sequences=2, sequence_length=12, num_held_out=1)
+    statistics = calibrate(load_model(folder, "cpu"), folder, tmp_path / "artifact.safetensors", settings)
+    corpus = statistics.manifest.corpus
+    assert (corpus["refinement_source"], corpus["num_refinement_sequences"]) == (source, 2)
+
+
+@pytest.mark.parametrize("stage", ["measure_sequence", "layer_sensitivity", "layer_errors", "measure_thresholds"])
 def test_a_resumed_run_equals_an_uninterrupted_one(
     model: TorchModel, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     whole, resumed = tmp_path / "whole.safetensors", tmp_path / "resumed.safetensors"
     calibrate(model, model_dir, whole, SETTINGS)
-    genuine = getattr(calibration_module, stage)
+    module = refinement_run if stage in ("layer_errors", "measure_thresholds") else calibration_module
+    genuine = getattr(module, stage)
     calls: Iterator[int] = iter(range(100))
 
     def interrupted(*args: Any) -> Any:
@@ -208,14 +227,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
             raise KeyboardInterrupt
         return genuine(*args)
 
-    monkeypatch.setattr(calibration_module, stage, interrupted)
+    monkeypatch.setattr(module, stage, interrupted)
     with pytest.raises(KeyboardInterrupt):
         calibrate(model, model_dir, resumed, SETTINGS)
     assert not resumed.exists()
     calibrate(model, model_dir, resumed, SETTINGS)
     # nothing was measured twice: two calls before the interruption, the interrupted one, then only what was left
-    total = SETTINGS.num_sequences if stage == "measure_sequence" else model.spec.num_layers
-    assert next(calls) == total + 1
+    totals = {"measure_sequence": SETTINGS.num_sequences, "measure_thresholds": len(SPARSITIES)}
+    assert next(calls) == totals.get(stage, model.spec.num_layers) + 1
     assert resumed.read_bytes() == whole.read_bytes()
 
 

@@ -8,9 +8,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from glass_core.offline.calibrate.corpus import CorpusSequence, make_corpus, max_steps, sampler_description
-from glass_core.offline.calibrate.sensitivity import layer_sensitivity, run_dense
-from glass_core.offline.calibrate.settings import SENSITIVITY_DENSITY, CalibrationSettings
+from glass_core.offline.calibrate.corpus import (
+    CorpusSequence,
+    has_chat_frame,
+    make_corpus,
+    max_steps,
+    sampler_description,
+)
+from glass_core.offline.calibrate.refinement_run import RefinementRun
+from glass_core.offline.calibrate.sensitivity import better_half, layer_sensitivity, run_dense
+from glass_core.offline.calibrate.settings import (
+    CHAT_SOURCE,
+    NULL_SOURCE,
+    NUM_REFINEMENT_SEQUENCES,
+    CalibrationSettings,
+)
 from glass_core.offline.calibrate.statistics import FORMULAS, Float32Array, add_up, down_norms, measure_sequence
 from glass_core.offline.calibrate.workfolder import WorkFolder
 from glass_core.offline.generation import cache_for
@@ -19,9 +31,7 @@ from glass_core.offline.provenance import versions
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics, write_artifact
-from glass_core.sparsity.budget import sensitivity_profile, uniform_profile
-from glass_core.sparsity.plan import NeuronIndices
-from glass_core.sparsity.ranking import ranks, top_k
+from glass_core.sparsity.budget import SENSITIVITY, sensitivity_profile, uniform_profile
 from glass_core.text import TextProcessor
 
 # room in the KV cache for a chat template around the counted tokens
@@ -42,35 +52,47 @@ class CalibrationRun:
     def execute(self, output: Path) -> GlobalStatistics:
         """Measure everything that is not yet measured, write the artifact, drop the partial results."""
         work = WorkFolder(self.settings.key(self.model.fingerprint))
-        corpus = work.corpus(self._draw_corpus)
+        corpus = work.corpus(lambda: self._draw_corpus(self.settings, "drawing the corpus"))
         statistics = self._assemble(corpus, work)
         write_artifact(output, statistics)
         work.remove()
         return statistics
 
-    def _draw_corpus(self) -> list[CorpusSequence]:
-        settings = self.settings
+    def _draw_corpus(self, settings: CalibrationSettings, task: str) -> list[CorpusSequence]:
         cache = cache_for(
             self.model.spec,
             num_sequences=settings.total_sequences,
             num_tokens=settings.sequence_length + _TEMPLATE_TOKENS,
             bytes_per_value=self.model.dtype.itemsize,
         )
-        with self.progress.task("drawing the corpus", max_steps(settings)) as advance:
+        with self.progress.task(task, max_steps(settings)) as advance:
             return make_corpus(TorchRunner(self.model, cache), self.text, self.model_dir, settings, advance)
 
     def _assemble(self, corpus: Sequence[CorpusSequence], work: WorkFolder) -> GlobalStatistics:
         measured, held_out = corpus[: self.settings.num_sequences], corpus[self.settings.num_sequences :]
-        neurons = self._neuron_statistics(measured, work)
+        neurons = self._neuron_statistics(measured, work) | {"down_norm": down_norms(self.model)}
         sensitivity = self._sensitivities(held_out, neurons["activation_l1"], work)
+        refinement = self._refinement_run(measured, work)
         profiles = (uniform_profile(self.model.spec.num_layers), sensitivity_profile(sensitivity))
         return GlobalStatistics(
-            manifest=self._manifest(measured, held_out),
+            manifest=self._manifest(measured, held_out, refinement.corpus),
             **neurons,
-            down_norm=down_norms(self.model),
             sensitivity=sensitivity,
             profiles={profile.name: profile for profile in profiles},
+            refinement={SENSITIVITY: refinement.table(neurons, sensitivity)},
         )
+
+    def _refinement_run(self, measured: Sequence[CorpusSequence], work: WorkFolder) -> RefinementRun:
+        """On chats where the model has a template for them: thresholds are for answers. Else on the corpus itself."""
+        corpus = measured[:NUM_REFINEMENT_SEQUENCES]
+        if self._refines_on_chats:
+            settings = self.settings.for_refinement()
+            corpus = work.corpus(lambda: self._draw_corpus(settings, "drawing chats"), name="chats")
+        return RefinementRun(self.model, corpus, work, self.progress)
+
+    @property
+    def _refines_on_chats(self) -> bool:
+        return self.settings.source == NULL_SOURCE and has_chat_frame(self.text)
 
     def _neuron_statistics(self, corpus: Sequence[CorpusSequence], work: WorkFolder) -> dict[str, Float32Array]:
         partials: list[dict[str, Float32Array]] = []
@@ -84,7 +106,7 @@ class CalibrationRun:
         self, held_out: Sequence[CorpusSequence], activation: Float32Array, work: WorkFolder
     ) -> Float32Array:
         layers = range(self.model.spec.num_layers)
-        kept = self._sensitivity_neurons(activation)
+        kept = better_half(activation)
         passes = [] if work.has_sensitivities(layers) else [run_dense(self.model, sequence) for sequence in held_out]
         values = []
         with self.progress.task("measuring layer sensitivity", len(layers)) as advance:
@@ -95,12 +117,12 @@ class CalibrationRun:
                 advance()
         return np.array(values, np.float32)
 
-    def _sensitivity_neurons(self, activation: Float32Array) -> tuple[NeuronIndices, ...]:
-        """The half of every layer's neurons that the global ranking keeps."""
-        budget = max(round(SENSITIVITY_DENSITY * self.model.spec.intermediate_size), 1)
-        return top_k(ranks(activation), [budget] * self.model.spec.num_layers)
-
-    def _manifest(self, measured: Sequence[CorpusSequence], held_out: Sequence[CorpusSequence]) -> ArtifactManifest:
+    def _manifest(
+        self,
+        measured: Sequence[CorpusSequence],
+        held_out: Sequence[CorpusSequence],
+        refinement: Sequence[CorpusSequence],
+    ) -> ArtifactManifest:
         settings, spec = self.settings, self.model.spec
         return ArtifactManifest(
             model_name=self.model_name,
@@ -117,6 +139,9 @@ class CalibrationRun:
                 "num_tokens": sum(sequence.num_counted for sequence in measured),
                 "num_held_out_sequences": len(held_out),
                 "num_held_out_tokens": sum(sequence.num_counted for sequence in held_out),
+                "refinement_source": CHAT_SOURCE if self._refines_on_chats else settings.source_name,
+                "num_refinement_sequences": len(refinement),
+                "num_refinement_tokens": sum(len(item.token_ids) - item.first_decoded for item in refinement),
             },
             versions=versions(),
             command=settings.command(self.model_name),

@@ -30,10 +30,14 @@ _MESSAGE_MARK = "GLASS-MESSAGE"
 
 @dataclass(frozen=True, slots=True)
 class CorpusSequence:
-    """Token ids, and how many leading ones are fixed template that statistics must skip."""
+    """Token ids, and how many leading ones are fixed template that statistics must skip.
+
+    `num_prompt` leading ones (BOS, or a chat's template and question) were given when the model wrote the last part.
+    """
 
     token_ids: tuple[int, ...]
     num_skipped: int = 0
+    num_prompt: int = 1
 
     @property
     def num_counted(self) -> int:
@@ -43,6 +47,11 @@ class CorpusSequence:
     def first_after_start(self) -> int:
         """The first counted position that is not position 0, whose activations are like no other's."""
         return max(self.num_skipped, 1)
+
+    @property
+    def first_decoded(self) -> int:
+        """The first position that a server would run under a plan: after the prompt, and not position 0."""
+        return max(self.num_prompt, 1)
 
 
 def sampler_description(source: str) -> str:
@@ -101,6 +110,15 @@ def chat_frame(text: TextProcessor) -> tuple[list[int], list[int]]:
     return text.encode(parts[0]), text.encode(parts[1])
 
 
+def has_chat_frame(text: TextProcessor) -> bool:
+    """Whether `chat_frame` has one to give."""
+    try:
+        chat_frame(text)
+    except ConfigurationError:
+        return False
+    return True
+
+
 def draw_seed(seed: int, index: int, turn: str) -> int:
     """The sampler's seed for one sequence's turn: unrelated for neighboring seeds and sequences."""
     digest = hashlib.sha256(json.dumps([seed, index, turn]).encode()).digest()
@@ -132,7 +150,7 @@ def _chat_corpus(
     limits = [max(budget - len(message) - len(after), 1) for message in messages]
     answers = _write(runner, prompts, _turn_sampling(settings, text, "answer", limits), on_step)
     return [
-        CorpusSequence((*prompt, *answer), num_skipped=len(before))
+        CorpusSequence((*prompt, *answer), num_skipped=len(before), num_prompt=len(prompt))
         for prompt, answer in zip(prompts, answers, strict=True)
     ]
 

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from glass_core.offline.calibrate.corpus import CorpusSequence
+from glass_core.offline.calibrate.settings import SENSITIVITY_DENSITY
+from glass_core.offline.calibrate.statistics import Float32Array
 from glass_core.offline.divergence import token_kl
 from glass_core.runners.torch_runner.attention import SequenceCache
 from glass_core.runners.torch_runner.ffn import ffn_activation, ffn_output
 from glass_core.runners.torch_runner.model import Attention, Ffn, TorchModel
 from glass_core.runners.torch_runner.views import pack
 from glass_core.sparsity.plan import NeuronIndices
+from glass_core.sparsity.ranking import ranks, top_k
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,6 +40,12 @@ class DensePass:
     @property
     def first_pruned(self) -> int:
         return self.sequence.first_after_start
+
+
+def better_half(activation: Float32Array) -> tuple[NeuronIndices, ...]:
+    """The half of every layer's neurons that the global ranking keeps; activation (num_layers, m)."""
+    num_layers, num_neurons = activation.shape
+    return top_k(ranks(activation), [max(round(SENSITIVITY_DENSITY * num_neurons), 1)] * num_layers)
 
 
 @torch.no_grad()

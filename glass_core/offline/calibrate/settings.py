@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from glass_core.errors import ConfigurationError
 
 NULL_SOURCE, CHAT_SOURCE = "null", "chat"
 SENSITIVITY_DENSITY = 0.5
+NUM_REFINEMENT_SEQUENCES = 8
 
 # Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
-_WORK_FORMAT = 2
+_WORK_FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,11 @@ class CalibrationSettings:
     def source_name(self) -> str:
         """What the manifest says: a file's name without its folder."""
         return self.source if self.file is None else self.file.name
+
+    def for_refinement(self) -> "CalibrationSettings":
+        """Of the chats that refinement's thresholds are measured on when the corpus itself is none."""
+        total = min(NUM_REFINEMENT_SEQUENCES, self.num_sequences)
+        return replace(self, source=CHAT_SOURCE, num_sequences=max(total - 1, 1), num_held_out=1)
 
     @property
     def total_sequences(self) -> int:

@@ -3,9 +3,9 @@
 Impact is the first-order Taylor estimate of what removing a neuron does to the loss (GLASS, arXiv 2508.14302; the
 criterion itself: arXiv 1906.10771), |z * dl/dz|, with l the summed next-token cross-entropy of the counted tokens.
 
-Which tokens count: those after the template prefix. E z, E z^2, E|u| and E|g| skip position 0 as well: the first token
-of a sequence carries "massive activations" (arXiv 2402.17762), thousands of times the usual size, which would be all
-that a plain mean sees. The normalized l1 and l2 statistics are immune: every token weighs the same.
+Which tokens count: those after the template prefix. E z, E z^2, E|u|, E|g| and E g^2 skip position 0 as well: the
+first token of a sequence carries "massive activations" (arXiv 2402.17762), thousands of times the usual size, which
+would be all that a plain mean sees. The normalized l1 and l2 statistics are immune: every token weighs the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,16 +32,21 @@ FORMULAS: Mapping[str, str] = {
     "impact_rms": "root-mean-square over counted tokens of z[j] * dl/dz[j]",
     "mean_abs_up": "mean of |u[j]| over counted tokens but position 0",
     "mean_abs_gate": "mean of |act(g)[j]| over counted tokens but position 0",
+    "gate_rms": "root-mean-square of act(g)[j] over counted tokens but position 0",
     "mean_z": "mean of z[j] over counted tokens but position 0 (massive activations)",
     "mean_square_z": "mean of z[j]^2 over counted tokens but position 0 (massive activations)",
     "down_norm": "l2 norm of down_proj[:, j]",
+    "refinement": (
+        "thresholds on |u[j]| * gate_rms[j] * down_norm[j] and |z[j]| * down_norm[j], under which the decoded tokens "
+        "of the refinement sequences keep their layers' shares, the layers below pruned alike"
+    ),
     "sensitivity": (
         "mean over counted tokens but position 0 of held-out sequences of KL(dense || this layer alone, "
         "on these tokens, pruned to density 0.5 by activation_l1)"
     ),
 }
 COUNTED_SUMS = ("abs_normalized", "square_normalized", "abs_impact", "square_impact")
-MOMENT_SUMS = ("abs_up", "abs_gate", "z", "square_z")
+MOMENT_SUMS = ("abs_up", "abs_gate", "square_gate", "z", "square_z")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,6 +67,7 @@ class CorpusSums:
             "impact_rms": np.sqrt(s["square_impact"] / n),
             "mean_abs_up": s["abs_up"] / k,
             "mean_abs_gate": s["abs_gate"] / k,
+            "gate_rms": np.sqrt(s["square_gate"] / k),
             "mean_z": s["z"] / k,
             "mean_square_z": s["square_z"] / k,
         }
@@ -114,6 +120,7 @@ def _layer_sums(trace: LayerTrace, gradient: Tensor, sequence: CorpusSequence) -
         "square_impact": impact.square().sum(dim=0),
         "abs_up": trace.up[moments].abs().sum(dim=0),
         "abs_gate": trace.gate[moments].abs().sum(dim=0),
+        "square_gate": trace.gate[moments].square().sum(dim=0),
         "z": z[moments].sum(dim=0),
         "square_z": z[moments].square().sum(dim=0),
     }

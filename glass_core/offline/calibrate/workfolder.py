@@ -24,12 +24,12 @@ class WorkFolder:
         self.path = glass_home() / "work" / f"calibrate-{key}"
         self.path.mkdir(parents=True, exist_ok=True)
 
-    def corpus(self, make: Callable[[], list[CorpusSequence]]) -> list[CorpusSequence]:
-        """The corpus, drawn once."""
-        path = self.path / "corpus.json"
+    def corpus(self, make: Callable[[], list[CorpusSequence]], *, name: str = "corpus") -> list[CorpusSequence]:
+        """A corpus, drawn once."""
+        path = self.path / f"{name}.json"
         if not path.is_file():
-            _write_json(path, [[list(sequence.token_ids), sequence.num_skipped] for sequence in make()])
-        return [CorpusSequence(tuple(ids), skipped) for ids, skipped in json.loads(path.read_bytes())]
+            _write_json(path, [[list(item.token_ids), item.num_skipped, item.num_prompt] for item in make()])
+        return [CorpusSequence(tuple(ids), *numbers) for ids, *numbers in json.loads(path.read_bytes())]
 
     def sequence_sums(self, index: int, make: Callable[[], Mapping[str, Float32Array]]) -> dict[str, Float32Array]:
         """Statistics of one sequence."""
@@ -40,6 +40,14 @@ class WorkFolder:
             temporary.replace(path)
         tensors: dict[str, Float32Array] = safetensors.numpy.load(path.read_bytes())
         return tensors
+
+    def numbers(self, name: str, make: Callable[[], list[Any]]) -> list[Any]:
+        """A list of numbers, or of lists of them."""
+        path = self.path / f"{name}.json"
+        if not path.is_file():
+            _write_json(path, make())
+        values: list[Any] = json.loads(path.read_bytes())
+        return values
 
     def sensitivity(self, layer: int, make: Callable[[], float]) -> float:
         """One layer's sensitivity."""

@@ -1,0 +1,83 @@
+"""What the cascade costs a layer by itself: the squared norm of the part of its output that is pruned away.
+
+Measured on dense activations of a few decoded tokens, at every point of the allocation's grid, in units of the error of
+the static half, which is what the layer's sensitivity was measured with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from glass_core.offline.calibrate.allocation import DOWN_RATIOS, UP_SHARES, FloatArray
+from glass_core.offline.calibrate.corpus import CorpusSequence
+from glass_core.offline.calibrate.instrumented import LayerTrace, TracingFfn, run_sequence
+from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.sparsity.plan import NeuronIndices
+
+NUM_TOKENS = 192
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreWeights:
+    """What the cascade's scores are weighted with, each (num_layers, m) float32."""
+
+    up: Tensor
+    down: Tensor
+
+
+@torch.no_grad()
+def trace_tokens(model: TorchModel, sequences: Sequence[CorpusSequence]) -> list[LayerTrace]:
+    """Every layer's activations at `NUM_TOKENS` decoded tokens (or all there are), spread evenly over the sequences."""
+    parts: list[list[LayerTrace]] = []
+    per_sequence = -(-NUM_TOKENS // len(sequences))
+    for sequence in sequences:
+        ffn = TracingFfn(model)
+        run_sequence(model, torch.tensor(sequence.token_ids, device=model.device), ffn)
+        last = len(sequence.token_ids) - 1
+        chosen = np.unique(np.linspace(sequence.first_decoded, last, per_sequence).round().astype(np.int64))
+        rows = torch.from_numpy(chosen).to(model.device)
+        parts.append([LayerTrace(trace.gate[rows], trace.up[rows], trace.z[rows]) for trace in ffn.traces])
+    return [_joined(layer) for layer in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def layer_errors(
+    model: TorchModel, layer: int, trace: LayerTrace, weights: ScoreWeights, static: NeuronIndices
+) -> FloatArray:
+    """Errors at the grid's points (len(UP_SHARES), len(DOWN_RATIOS)), relative to keeping the `static` neurons."""
+    down_proj = model.layers[layer].down_proj
+    pruned = trace.z.clone()
+    pruned[:, torch.tensor(static).long()] = 0.0
+    unit = _mean_square(pruned, down_proj)
+    up_scores, down_scores = trace.up.abs() * weights.up[layer], trace.z.abs() * weights.down[layer]
+    errors = np.empty((len(UP_SHARES), len(DOWN_RATIOS)))
+    for i, up_share in enumerate(UP_SHARES):
+        gated = up_scores >= share_threshold(up_scores, up_share)
+        scores = torch.where(gated, down_scores, 0.0)
+        for j, ratio in enumerate(DOWN_RATIOS):
+            kept = gated & (scores >= share_threshold(scores, up_share * ratio))
+            errors[i, j] = _mean_square(torch.where(kept, 0.0, trace.z), down_proj)
+    # a layer whose static half loses nothing has no unit, and nothing to lose
+    return errors / unit if unit > 0 else errors
+
+
+def share_threshold(scores: Tensor, share: float) -> float:
+    """The threshold that round(share * n) of all the n `scores` reach; 0 keeps all."""
+    values = scores.flatten().cpu().numpy()
+    num_pruned = values.size - round(share * values.size)
+    return float(np.partition(values, num_pruned)[num_pruned]) if 0 < num_pruned < values.size else 0.0
+
+
+def _mean_square(z: Tensor, down_proj: Tensor) -> float:
+    return float((z @ down_proj).square().sum(dim=-1).mean())
+
+
+def _joined(traces: Sequence[LayerTrace]) -> LayerTrace:
+    return LayerTrace(
+        torch.cat([trace.gate for trace in traces]),
+        torch.cat([trace.up for trace in traces]),
+        torch.cat([trace.z for trace in traces]),
+    )
