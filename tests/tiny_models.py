@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from glass_core.checkpoint.json_file import write_json_object
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 BOS_TOKEN_ID, EOS_TOKEN_ID, PAD_TOKEN_ID = 1, 2, 0
 VOCAB_SIZE = 300
@@ -38,6 +38,12 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": PAD_TOKEN_ID,
 }
 _FAMILY_SIZES: dict[str, dict[str, Any]] = {
+    "gemma3_text": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 20,
+        "sliding_window": 7,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "llama": {"tie_word_embeddings": True},
     "mistral": {"sliding_window": None},
     "qwen2": {"tie_word_embeddings": True},

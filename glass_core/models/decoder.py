@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from glass_core.models.config_reader import ConfigReader
 from glass_core.models.rope_config import read_rope
-from glass_core.models.spec import Activation, ModelSpec
+from glass_core.models.spec import Activation, ModelSpec, RopeSpec
 
 ACTIVATIONS: Mapping[str, Activation] = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
 FULL_ATTENTION = "full_attention"
@@ -15,12 +15,18 @@ SLIDING_ATTENTION = "sliding_attention"
 
 
 def read_decoder(
-    reader: ConfigReader, *, default_kv_heads: int | None = None, default_head_dim: int | None = None
+    reader: ConfigReader,
+    *,
+    default_kv_heads: int | None = None,
+    default_head_dim: int | None = None,
+    default_tied: bool = False,
+    activation: Activation | None = None,
+    rope: RopeSpec | None = None,
 ) -> ModelSpec:
     """The spec with full attention and no biases.
 
     The defaults are the family's own for keys a config leaves out; None = derived (kv heads = heads, head_dim =
-    hidden_size / heads).
+    hidden_size / heads). `activation` and `rope` of families that spell them in their own way; None = read here.
     """
     hidden_size, num_heads = reader.size("hidden_size"), reader.size("num_attention_heads")
     num_layers, max_positions = reader.size("num_hidden_layers"), reader.size("max_position_embeddings")
@@ -40,10 +46,10 @@ def read_decoder(
         head_dim=head_dim,
         max_position_embeddings=max_positions,
         norm_eps=reader.number("rms_norm_eps", 1e-6),
-        rope=read_rope(reader, max_position_embeddings=max_positions),
+        rope=rope or read_rope(reader, max_position_embeddings=max_positions),
         sliding_window=(None,) * num_layers,
-        activation=reader.choice("hidden_act", ACTIVATIONS, "silu"),
-        tie_word_embeddings=reader.flag("tie_word_embeddings", default=False),
+        activation=activation or reader.choice("hidden_act", ACTIVATIONS, "silu"),
+        tie_word_embeddings=reader.flag("tie_word_embeddings", default=default_tied),
     )
 
 
@@ -67,8 +73,15 @@ def read_sliding_window(reader: ConfigReader, num_layers: int) -> tuple[int | No
     if isinstance(first, bool) or not isinstance(first, int) or first < 0:
         raise reader.refused("max_window_layers", first, "a non-negative integer")
     sliding = [SLIDING_ATTENTION if window is not None and i >= first else FULL_ATTENTION for i in range(num_layers)]
-    layer_types = reader.raw("layer_types", sliding)
-    _check_layer_types(reader, layer_types, num_layers, window)
+    return read_layer_windows(reader, sliding, window)
+
+
+def read_layer_windows(
+    reader: ConfigReader, default_types: list[str], window: int | None
+) -> tuple[int | None, ...]:
+    """Per-layer spans by `layer_types` (missing: the given one name per layer), `window` for the sliding layers."""
+    layer_types = reader.raw("layer_types", default_types)
+    _check_layer_types(reader, layer_types, len(default_types), window)
     return tuple(window if kind == SLIDING_ATTENTION else None for kind in layer_types)
 
 
@@ -84,7 +97,7 @@ def _check_layer_types(reader: ConfigReader, layer_types: object, num_layers: in
         if kind not in (FULL_ATTENTION, SLIDING_ATTENTION):
             raise reader.refused("layer_types", kind, f"{FULL_ATTENTION} or {SLIDING_ATTENTION}")
     if window is None and SLIDING_ATTENTION in layer_types:
-        raise reader.refused("layer_types", SLIDING_ATTENTION, "use_sliding_window true and a sliding_window")
+        raise reader.refused("layer_types", SLIDING_ATTENTION, "a sliding_window, and use_sliding_window true where there is such a key")
 
 
 def decoder_tensor_names(spec: ModelSpec) -> dict[str, str]:
@@ -107,6 +120,8 @@ def _layer_parts(spec: ModelSpec) -> Iterator[str]:
         yield from _linear(f"mlp.{name}", spec.mlp_bias)
     if spec.qk_norm:
         yield from ("self_attn.q_norm.weight", "self_attn.k_norm.weight")
+    if spec.sandwich_norms:
+        yield from ("attention_output_norm.weight", "ffn_output_norm.weight")
 
 
 def _linear(name: str, bias: bool) -> tuple[str, ...]:

@@ -37,18 +37,65 @@ def config(family: str = "llama", **changes: Any) -> dict[str, Any]:
 
 
 def test_families_are_the_files() -> None:
-    assert supported_families() == ("llama", "mistral", "qwen2", "qwen3")
+    assert supported_families() == ("gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_spec_names_and_shapes_match_transformers(family: str) -> None:
-    model = tiny_model(family, attention_bias=True) if family in ("llama", "qwen3") else tiny_model(family)
+    model = tiny_model(family, attention_bias=True) if family in ("gemma3_text", "llama", "qwen3") else tiny_model(family)
     spec = load_spec(model.config.to_dict())
     names = tensor_names(spec)
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     assert sorted(names.values()) == sorted(parameters)
     for canonical, name in names.items():
         assert canonical_shape(spec, canonical) == parameters[name]
+
+
+def gemma(**changes: Any) -> dict[str, Any]:
+    """Gemma 3's config.json as older transformers wrote it, without the keys that have defaults."""
+    without = {key: value for key, value in config("gemma3_text").items() if key != "hidden_act"}
+    return {**without, "num_hidden_layers": 7, "sliding_window": 512, **changes}
+
+
+def test_gemma_without_its_optional_keys() -> None:
+    spec = load_spec(gemma())
+    assert spec.sliding_window == (512,) * 5 + (None, 512)
+    assert (spec.rope, spec.local_rope) == (RopeSpec(1e6), RopeSpec(1e4))
+    assert [spec.rope_index(layer) for layer in range(7)] == [1, 1, 1, 1, 1, 0, 1]
+    assert (spec.activation, spec.norm_offset, spec.sandwich_norms, spec.qk_norm) == ("gelu_tanh", 1.0, True, True)
+    assert (spec.embedding_scale, spec.score_scale, spec.tie_word_embeddings) == (48**0.5, 1 / 16, True)
+
+
+def test_gemma_scales_the_rope_of_full_layers_only() -> None:
+    old = load_spec(gemma(rope_theta=5e5, rope_scaling={"rope_type": "linear", "factor": 8.0}))
+    by_type = {"full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}, "sliding_attention": None}
+    assert old == load_spec(gemma(rope_parameters=by_type))
+    assert (old.rope, old.local_rope) == (RopeSpec(5e5, "linear", 8.0), RopeSpec(1e4))
+
+
+def test_gemma_names_both_norms_of_a_branch() -> None:
+    names = tensor_names(load_spec(gemma()))
+    assert names["layers.2.attention_output_norm.weight"] == "model.layers.2.post_attention_layernorm.weight"
+    assert names["layers.2.post_attention_layernorm.weight"] == "model.layers.2.pre_feedforward_layernorm.weight"
+    assert names["layers.2.ffn_output_norm.weight"] == "model.layers.2.post_feedforward_layernorm.weight"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"final_logit_softcapping": 30.0}, "soft-capping"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"sliding_window": None}, "sliding_window"),
+        ({"rope_parameters": {"rope_theta": 1.0}}, "by full_attention and sliding_attention"),
+        ({"rope_parameters": {"full_attention": 3}}, "full_attention is 3, expected an object"),
+        ({"rope_scaling": 3}, "rope_scaling is 3, expected an object"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic', expected default, linear or llama3"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+    ],
+)
+def test_gemma_refuses_what_is_not_implemented(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=message):
+        load_spec(gemma(**changes))
 
 
 def test_mlp_bias_adds_tensors() -> None:
@@ -60,10 +107,10 @@ def test_mlp_bias_adds_tensors() -> None:
 def test_full_transformers_5_config_is_accepted(family: str) -> None:
     spec = load_spec(tiny_config(family).to_dict())
     assert (spec.hidden_size, spec.intermediate_size, spec.num_layers, spec.num_kv_heads) == (48, 88, 3, 2)
-    assert spec.head_dim == (16 if family == "qwen3" else 12)
+    assert spec.head_dim == (16 if family in ("gemma3_text", "qwen3") else 12)
     assert spec.qkv_bias == (family == "qwen2")
-    assert spec.qk_norm == (family == "qwen3")
-    assert spec.sliding_window == (None, None, None)
+    assert spec.qk_norm == (family in ("gemma3_text", "qwen3"))
+    assert spec.sliding_window == ((7, None, 7) if family == "gemma3_text" else (None, None, None))
 
 
 def test_missing_and_null_kv_heads_mean_one_per_head_for_llama() -> None:

@@ -38,6 +38,14 @@ LLAMA3 = _rope(
 DYNAMIC = {**_rope("dynamic", factor=3.0), "max_position_embeddings": TRAINED_LENGTH}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
 
+GEMMA_OLD_KEYS = {"rope_theta": 500.0, "rope_local_base_freq": 50.0, "sliding_window_pattern": 3, "layer_types": None}
+GEMMA_SCALED = {
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+    }
+}
+
 VARIANTS = (
     Variant("llama", "llama"),
     Variant("llama-untied", "llama", {"tie_word_embeddings": False}),
@@ -62,8 +70,13 @@ VARIANTS = (
     Variant("qwen3-window-tied", "qwen3", {**QWEN_WINDOW, "tie_word_embeddings": True}),
     Variant("qwen3-attention-bias", "qwen3", {"attention_bias": True}),
     Variant("qwen3-rope-linear", "qwen3", _rope("linear", factor=2.0)),
+    Variant("gemma3", "gemma3_text"),
+    Variant("gemma3-old-keys", "gemma3_text", GEMMA_OLD_KEYS),
+    Variant("gemma3-rope-linear", "gemma3_text", GEMMA_SCALED),
+    Variant("gemma3-untied-bias", "gemma3_text", {"tie_word_embeddings": False, "attention_bias": True}),
+    Variant("gemma3-window-2", "gemma3_text", {"sliding_window": 2}),
 )
-FEW_VARIANTS = tuple(variant for variant in VARIANTS if variant.name in ("llama", "mistral-window", "qwen2", "qwen3"))
+FEW_VARIANTS = tuple(variant for variant in VARIANTS if variant.name in ("gemma3", "llama", "mistral-window", "qwen2", "qwen3"))
 
 
 def random_tokens(count: int, seed: int = 0) -> tuple[int, ...]:

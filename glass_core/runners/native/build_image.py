@@ -62,12 +62,14 @@ def _layer_names(spec: ModelSpec, image_format: str) -> list[str]:
         "k_norm": spec.qk_norm,
         "o": True,
         "o_bias": spec.attention_output_bias,
+        "attention_output_norm": spec.sandwich_norms,
         "post_norm": True,
         "ffn": True,
         "ffn_down_scales": image_format != "bf16",
         "gate_bias": spec.mlp_bias,
         "up_bias": spec.mlp_bias,
         "down_bias": spec.mlp_bias,
+        "ffn_output_norm": spec.sandwich_norms,
     }
     return [name for name, is_present in present.items() if is_present]
 
@@ -79,10 +81,12 @@ VECTORS: Mapping[str, tuple[str, ...]] = {
     "q_norm": ("self_attn.q_norm.weight",),
     "k_norm": ("self_attn.k_norm.weight",),
     "o_bias": ("self_attn.o_proj.bias",),
+    "attention_output_norm": ("attention_output_norm.weight",),
     "post_norm": ("post_attention_layernorm.weight",),
     "gate_bias": ("mlp.gate_proj.bias",),
     "up_bias": ("mlp.up_proj.bias",),
     "down_bias": ("mlp.down_proj.bias",),
+    "ffn_output_norm": ("ffn_output_norm.weight",),
 }
 _ROWS: Mapping[str, tuple[str, ...]] = {
     "qkv": tuple(f"{name}.weight" for name in _QKV),
@@ -127,6 +131,8 @@ class _Builder:
 
     def _vector(self, name: str, parts: tuple[str, ...]) -> str:
         values = np.concatenate([self._source.values(part) for part in parts]).astype("<f4")
+        if name.endswith("norm"):
+            values += np.float32(self._source.spec.norm_offset)
         self._writer.add(name, "f32", values.view(np.uint8)[None], shape=values.shape, padded_cols=len(values))
         return name
 

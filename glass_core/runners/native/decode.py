@@ -35,13 +35,18 @@ def _decode(header: ImageHeader, payload: Bytes, name: str, tensor: ImageTensor)
         return
     values = _values(raw, tensor)
     if not prefix:
-        yield _TOP[name], values
+        yield _TOP[name], _stored(header, name, values)
     elif part in ("qkv", "qkv_bias"):
         yield from _split_qkv(header, prefix, values, "weight" if part == "qkv" else "bias")
     elif part == "o":
         yield f"{prefix}self_attn.o_proj.weight", values
     else:
-        yield prefix + VECTORS[part][0], values
+        yield prefix + VECTORS[part][0], _stored(header, part, values)
+
+
+def _stored(header: ImageHeader, name: str, values: Floats) -> Floats:
+    """The values as a checkpoint stores them: norms of an image have their offset added."""
+    return values - np.float32(header.spec.norm_offset) if name.endswith("norm") else values
 
 
 def _rows(payload: Bytes, tensor: ImageTensor) -> Bytes:

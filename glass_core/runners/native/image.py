@@ -124,8 +124,13 @@ def _header(path: Path, values: Mapping[str, Any], payload_offset: int) -> Image
 
 
 def _spec(values: Mapping[str, Any]) -> ModelSpec:
-    rope, windows = RopeSpec(**values["rope"]), tuple(values["sliding_window"])
-    return ModelSpec(**{**values, "rope": rope, "sliding_window": windows})
+    local = values.get("local_rope")  # missing in images older than the key
+    read = {
+        "rope": RopeSpec(**values["rope"]),
+        "local_rope": None if local is None else RopeSpec(**local),
+        "sliding_window": tuple(values["sliding_window"]),
+    }
+    return ModelSpec(**{**values, **read})
 
 
 def _tensor(name: str, entry: Mapping[str, Any]) -> ImageTensor:

@@ -22,10 +22,11 @@ class RopeFrequencies:
         self._rope = spec.rope
         self._head_dim = spec.head_dim
         self._trained_length = spec.rope.original_max_position or spec.max_position_embeddings
-        self._fixed = inverse_frequencies(spec.rope, spec.head_dim, self._trained_length).reshape(1, -1)
+        tables = [inverse_frequencies(rope, spec.head_dim, self._trained_length) for rope in spec.ropes]
+        self._fixed = np.concatenate(tables).reshape(1, -1)
 
     def of(self, rows: Sequence[StepRow]) -> Floats:
-        """(1, head_dim/2) when all tokens share them, else (tokens, head_dim/2)."""
+        """(1, num_ropes * head_dim/2) when all tokens share them, else (tokens, num_ropes * head_dim/2)."""
         if self._rope.kind != "dynamic":
             return self._fixed
         lengths = np.concatenate([_lengths(row) for row in rows])

@@ -80,8 +80,8 @@ class NativeModel(Protocol):
 
         `tokens` and `blocks` of all rows, one after the other; `layout` (rows, 6): start, number of tokens, number of
         blocks, plan key (-1 = dense), collect, number of last tokens whose logits are wanted (1 to sample);
-        `frequencies` (1 or tokens, head_dim / 2); `statistics`: one request per row that collects; `samples`: one per
-        token whose logits are wanted. Raises ValueError for rows that cannot be run.
+        `frequencies` (1 or tokens, num_ropes * head_dim / 2); `statistics`: one request per row that collects;
+        `samples`: one per token whose logits are wanted. Raises ValueError for rows that cannot be run.
         """
         ...
 

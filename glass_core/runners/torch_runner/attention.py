@@ -17,8 +17,8 @@ from glass_core.models.spec import ModelSpec
 from glass_core.runners.torch_runner.kv_pool import KVPool
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """softmax(q k^T / sqrt(head_dim)) v.
+def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale * q k^T) v.
 
     q (T, heads, head_dim), k and v (C, kv_heads, head_dim), `visible` (T, C) bool or None = everything.
     Returns (T, heads * head_dim). Query head i reads key head i // (heads / kv_heads).
@@ -26,7 +26,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     num_tokens, num_heads, head_dim = q.shape
     num_keys, num_kv_heads = k.shape[:2]
     group = num_heads // num_kv_heads
-    scaled = (q * head_dim**-0.5).contiguous()
+    scaled = (q * scale).contiguous()
     grouped = scaled.view(num_tokens, num_kv_heads, group, head_dim).permute(1, 2, 0, 3)
     scores = torch.bmm(grouped.reshape(num_kv_heads, group * num_tokens, head_dim), k.permute(1, 2, 0))
     if visible is not None:
@@ -94,7 +94,7 @@ class SequenceCache:
         values = v if past_values is None else torch.cat((past_values, v))
         self._keys[layer], self._values[layer] = keys, values
         masks = self._masks_of(len(keys) - len(q), len(q), q.device)
-        return attend(q, keys, values, masks.of_layer(layer))
+        return attend(q, keys, values, masks.of_layer(layer), self._spec.score_scale)
 
     def _masks_of(self, start: int, num_tokens: int, device: torch.device) -> VisibilityMasks:
         if self._masks is None or self._masks[0] != (start, num_tokens):
@@ -114,8 +114,10 @@ class RowPages:
 class PagedAttention:
     """Attention of all rows of one step: write every token's key and value into the pool, then attend row by row."""
 
-    def __init__(self, pool: KVPool, rows: Sequence[RowPages]) -> None:
+    def __init__(self, pool: KVPool, rows: Sequence[RowPages], scale: float) -> None:
+        """`scale` multiplies the scores."""
         self._pool = pool
+        self._scale = scale
         self._rows = rows
         # a row's own tokens are the last of its keys
         self._new_slots = torch.cat([row.slots[row.tokens.start - row.tokens.stop :] for row in rows])
@@ -125,5 +127,5 @@ class PagedAttention:
         outputs = []
         for row in self._rows:
             keys, values = self._pool.read(layer, row.slots)
-            outputs.append(attend(q[row.tokens], keys, values, row.masks.of_layer(layer)))
+            outputs.append(attend(q[row.tokens], keys, values, row.masks.of_layer(layer), self._scale))
         return torch.cat(outputs)

@@ -35,7 +35,9 @@ class TorchModel:
         self.weights = weights
         self.dtype = weights.embed_tokens.dtype
         self.device = weights.embed_tokens.device
-        self._rope = RotaryEmbedding(spec, str(self.device))
+        self._ropes = tuple(RotaryEmbedding(spec, rope, str(self.device)) for rope in spec.ropes)
+        # rounded as the weights are, because HF multiplies in their dtype
+        self._embedding_scale = torch.tensor(spec.embedding_scale, dtype=self.dtype, device=self.device)
 
     @classmethod
     def load(cls, model_dir: Path, *, dtype: torch.dtype, device: str) -> Self:
@@ -61,15 +63,21 @@ class TorchModel:
         `rope_lengths` (n,) is the sequence length each token is rotated for; only dynamic RoPE reads it, and None means
         the largest position + 1, as one call of HF does.
         """
+        spec = self.spec
         hidden = functional.embedding(token_ids, self.weights.embed_tokens)
-        cos, sin = self._rope.tables(positions, rope_lengths, self.dtype)
+        if spec.embedding_scale != 1.0:
+            hidden = hidden * self._embedding_scale
+        tables = [rope.tables(positions, rope_lengths, self.dtype) for rope in self._ropes]
         for index, layer in enumerate(self.layers):
-            normed = rms_norm(hidden, layer.input_norm, self.spec.norm_eps)
+            normed = rms_norm(hidden, layer.input_norm, spec.norm_eps)
             q, k, v = self._project(layer, normed)
+            cos, sin = tables[spec.rope_index(index)]
             mixed = attention(index, rotate(q, cos, sin), rotate(k, cos, sin), v)
-            hidden = hidden + functional.linear(mixed, layer.o_proj, layer.o_bias)
-            hidden = hidden + ffn(index, rms_norm(hidden, layer.post_attention_norm, self.spec.norm_eps))
-        return rms_norm(hidden, self.weights.norm, self.spec.norm_eps)
+            attended = functional.linear(mixed, layer.o_proj, layer.o_bias)
+            hidden = hidden + self._joining(attended, layer.attention_output_norm)
+            output = ffn(index, rms_norm(hidden, layer.post_attention_norm, spec.norm_eps))
+            hidden = hidden + self._joining(output, layer.ffn_output_norm)
+        return rms_norm(hidden, self.weights.norm, spec.norm_eps)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(n, vocab) float32 of final hidden states (n, hidden)."""
@@ -87,6 +95,10 @@ class TorchModel:
         """The whole FFN: an `Ffn`."""
         return self.ffn_output(layer, self.ffn_activation(layer, x))
 
+    def _joining(self, output: Tensor, norm: Tensor | None) -> Tensor:
+        """What attention or FFN adds to the residual stream, (n, hidden)."""
+        return output if norm is None else rms_norm(output, norm, self.spec.norm_eps)
+
     def _project(self, layer: LayerWeights, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """q (n, heads, head_dim), k and v (n, kv_heads, head_dim), before rotation."""
         spec = self.spec
@@ -99,7 +111,8 @@ class TorchModel:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / rms(x) * weight over the last dimension (arXiv 1910.07467); the mean in float32, as HF rounds it."""
+    """x / rms(x) * weight over the last dimension (arXiv 1910.07467); the mean in float32, the product in the weight's
+    type, as HF rounds them."""
     full = x.float()
     scaled = full * torch.rsqrt(full.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * scaled.to(x.dtype)
+    return (weight * scaled.to(weight.dtype)).to(x.dtype)

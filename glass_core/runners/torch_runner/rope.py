@@ -16,13 +16,13 @@ from glass_core.models.spec import ModelSpec, RopeSpec
 
 
 class RotaryEmbedding:
-    """Cosine and sine tables of one model."""
+    """Cosine and sine tables of one of a model's rotary embeddings."""
 
-    def __init__(self, spec: ModelSpec, device: str) -> None:
-        self._rope = spec.rope
+    def __init__(self, spec: ModelSpec, rope: RopeSpec, device: str) -> None:
+        self._rope = rope
         self._head_dim = spec.head_dim
-        self._trained_length = spec.rope.original_max_position or spec.max_position_embeddings
-        self._inverse_frequencies = inverse_frequencies(spec.rope, spec.head_dim, self._trained_length).to(device)
+        self._trained_length = rope.original_max_position or spec.max_position_embeddings
+        self._inverse_frequencies = inverse_frequencies(rope, spec.head_dim, self._trained_length).to(device)
 
     def tables(self, positions: Tensor, lengths: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """cos and sin, each (n, 1, head_dim) to broadcast over heads, computed in float32.

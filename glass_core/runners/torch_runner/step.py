@@ -58,7 +58,7 @@ def flat_tokens(placed: Sequence[PlacedRow], device: torch.device) -> tuple[Tens
 
 def paged_attention(spec: ModelSpec, pool: KVPool, placed: Sequence[PlacedRow], device: torch.device) -> PagedAttention:
     """Attention over the pool for every row of the step."""
-    return PagedAttention(pool, [_pages(spec, pool, item, device) for item in placed])
+    return PagedAttention(pool, [_pages(spec, pool, item, device) for item in placed], spec.score_scale)
 
 
 def _pages(spec: ModelSpec, pool: KVPool, item: PlacedRow, device: torch.device) -> RowPages:

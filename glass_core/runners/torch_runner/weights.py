@@ -47,8 +47,10 @@ class LayerWeights:
     k_norm: Tensor | None  # (head_dim,)
     o_proj: Tensor  # (hidden, q_size)
     o_bias: Tensor | None
-    post_attention_norm: Tensor  # (hidden,)
+    attention_output_norm: Tensor | None  # (hidden,)
+    post_attention_norm: Tensor  # (hidden,), before the FFN
     ffn: FfnWeights
+    ffn_output_norm: Tensor | None  # (hidden,)
 
     @property
     def gate_proj(self) -> Tensor:
@@ -68,6 +70,7 @@ class LayerWeights:
     @property
     def num_parameters(self) -> int:
         norms = _count(self.input_norm, self.q_norm, self.k_norm, self.post_attention_norm)
+        norms += _count(self.attention_output_norm, self.ffn_output_norm)
         return norms + _count(self.qkv, self.qkv_bias, self.o_proj, self.o_bias) + self.ffn.num_parameters
 
 
@@ -104,6 +107,7 @@ class _TensorReader:
 
     def __init__(self, checkpoint: PreparedCheckpoint, dtype: torch.dtype, device: str) -> None:
         self._refs = checkpoint.tensors
+        self._norm_offset = checkpoint.spec.norm_offset
         self._dtype = dtype
         self._device = device
         self._files = {path: _open(path) for path in {ref.path for ref in checkpoint.tensors.values()}}
@@ -117,6 +121,11 @@ class _TensorReader:
         except SafetensorError as error:
             raise CheckpointError(f"{ref.path}: cannot read tensor {ref.name!r}: {error}") from error
         return tensor.to(device=self._device, dtype=self._dtype)
+
+    def norm(self, name: str) -> Tensor:
+        """A norm's weights. Those with an offset stay float32 with the offset added, as HF computes them."""
+        weight, offset = self.get(f"{name}.weight"), self._norm_offset
+        return weight.float() + offset if offset else weight
 
     def joined(self, names: tuple[str, ...], kind: str) -> Tensor:
         """Several projections as one, rows after rows."""
@@ -135,7 +144,7 @@ def _assemble(spec: ModelSpec, reader: _TensorReader) -> ModelWeights:
     return ModelWeights(
         embed_tokens=embed_tokens,
         layers=tuple(_layer(spec, reader, f"layers.{index}.") for index in range(spec.num_layers)),
-        norm=reader.get("norm.weight"),
+        norm=reader.norm("norm"),
         lm_head=embed_tokens if spec.tie_word_embeddings else reader.get("lm_head.weight"),
     )
 
@@ -144,15 +153,17 @@ def _layer(spec: ModelSpec, reader: _TensorReader, prefix: str) -> LayerWeights:
     attention = f"{prefix}self_attn."
     projections = (f"{attention}q_proj", f"{attention}k_proj", f"{attention}v_proj")
     return LayerWeights(
-        input_norm=reader.get(f"{prefix}input_layernorm.weight"),
+        input_norm=reader.norm(f"{prefix}input_layernorm"),
         qkv=reader.joined(projections, "weight"),
         qkv_bias=reader.joined(projections, "bias") if spec.qkv_bias else None,
-        q_norm=reader.get(f"{attention}q_norm.weight") if spec.qk_norm else None,
-        k_norm=reader.get(f"{attention}k_norm.weight") if spec.qk_norm else None,
+        q_norm=reader.norm(f"{attention}q_norm") if spec.qk_norm else None,
+        k_norm=reader.norm(f"{attention}k_norm") if spec.qk_norm else None,
         o_proj=reader.get(f"{attention}o_proj.weight"),
         o_bias=reader.get(f"{attention}o_proj.bias") if spec.attention_output_bias else None,
-        post_attention_norm=reader.get(f"{prefix}post_attention_layernorm.weight"),
+        attention_output_norm=reader.norm(f"{prefix}attention_output_norm") if spec.sandwich_norms else None,
+        post_attention_norm=reader.norm(f"{prefix}post_attention_layernorm"),
         ffn=_ffn(spec, reader, f"{prefix}mlp."),
+        ffn_output_norm=reader.norm(f"{prefix}ffn_output_norm") if spec.sandwich_norms else None,
     )
 
 

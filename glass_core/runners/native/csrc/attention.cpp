@@ -136,7 +136,7 @@ void Attention::run_task(const Task& task, const Call& call, const Memory& memor
 
 void Attention::load_queries(const Tile& tile, const Call& call, const Memory& memory) const {
     const int32_t dim = shape_.head_dim, num_queries = tile.count * group_;
-    const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
+    const float scale = shape_.score_scale;
     for (int32_t i = 0; i < num_queries; ++i) {
         const auto token = static_cast<size_t>(tile.row->first_token + tile.first + i / group_);
         const int32_t head = call.kv_head * group_ + i % group_;

@@ -43,7 +43,7 @@ public:
     // Lay out the work of a step. `rows` must outlive the step's calls of `run`.
     void plan(const std::vector<AttentionRow>& rows);
 
-    // softmax(q k^T / sqrt(head_dim)) v of every token against the keys the cache holds for it, its own included.
+    // softmax(score_scale * q k^T) v of every token against the keys the cache holds for it, its own included.
     // Query head i reads key head i / group.
     void run(int32_t layer, Heads<const float> q, Heads<float> out);
 

@@ -84,6 +84,13 @@ ModelShape shape_of(nb::handle spec, const std::string& format) {
     shape.o_bias = flag("attention_output_bias");
     shape.mlp_bias = flag("mlp_bias");
     shape.qk_norm = flag("qk_norm");
+    shape.sandwich_norms = flag("sandwich_norms");
+    shape.embedding_scale = nb::cast<float>(spec.attr("embedding_scale"));
+    shape.score_scale = nb::cast<float>(spec.attr("score_scale"));
+    shape.num_ropes = static_cast<int32_t>(nb::cast<nb::tuple>(spec.attr("ropes")).size());
+    for (int32_t layer = 0; layer < shape.num_layers; ++layer) {
+        shape.rope_indices.push_back(nb::cast<int32_t>(spec.attr("rope_index")(layer)));
+    }
     for (nb::handle window : spec.attr("sliding_window")) {
         shape.windows.push_back(window.is_none() ? 0 : nb::cast<int32_t>(window));
     }
@@ -196,8 +203,9 @@ public:
 
     nb::tuple step(Array<int32_t> tokens, Array<int32_t> blocks, Matrix<int32_t> layout, Matrix<float> frequencies,
                    nb::list statistics, nb::list samples) {
-        if (frequencies.shape(1) != static_cast<size_t>(model_.shape().head_dim / 2)) {
-            throw std::invalid_argument("frequencies must have head_dim / 2 columns");
+        const ModelShape& shape = model_.shape();
+        if (frequencies.shape(1) != static_cast<size_t>(shape.head_dim / 2) * static_cast<size_t>(shape.num_ropes)) {
+            throw std::invalid_argument("frequencies must have num_ropes * head_dim / 2 columns");
         }
         const std::vector<StepRow> rows = rows_of(tokens, blocks, layout);
         std::vector<StatisticsRow> sums;

@@ -120,6 +120,10 @@ GLASS_CLONES void keep_listed(float* values, const int32_t* index, const uint32_
     }
 }
 
+GLASS_CLONES void scale(float* y, float factor, int32_t size) {
+    for (int32_t i = 0; i < size; ++i) y[i] *= factor;
+}
+
 GLASS_CLONES void add(float* y, const float* x, int32_t size) {
     for (int32_t i = 0; i < size; ++i) y[i] += x[i];
 }

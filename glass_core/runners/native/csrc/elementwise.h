@@ -35,6 +35,9 @@ void keep_listed(float* values, const int32_t* index, const uint32_t* words, int
 // gate[i] = act(gate[i]) * up[i]
 void gated_activation(Activation activation, float* gate, const float* up, int32_t size);
 
+// y *= factor
+void scale(float* y, float factor, int32_t size);
+
 // y += x
 void add(float* y, const float* x, int32_t size);
 

@@ -67,8 +67,11 @@ public:
         layer.k_norm = optional_floats(shape_.qk_norm, "k_norm", shape_.head_dim);
         layer.o = rows("o", shape_.hidden_size, shape_.q_size());
         layer.o_bias = optional_floats(shape_.o_bias, "o_bias", shape_.hidden_size);
+        layer.attention_output_norm =
+            optional_floats(shape_.sandwich_norms, "attention_output_norm", shape_.hidden_size);
         layer.post_norm = floats("post_norm", shape_.hidden_size);
         layer.ffn = ffn();
+        layer.ffn_output_norm = optional_floats(shape_.sandwich_norms, "ffn_output_norm", shape_.hidden_size);
         return layer;
     }
 
@@ -111,12 +114,16 @@ void ModelShape::check() const {
     const std::pair<const char*, int64_t> sizes[] = {
         {"vocab_size", vocab_size},   {"hidden_size", hidden_size},   {"intermediate_size", intermediate_size},
         {"num_layers", num_layers},   {"num_heads", num_heads},       {"num_kv_heads", num_kv_heads},
-        {"head_dim", head_dim},
+        {"head_dim", head_dim},       {"num_ropes", num_ropes},
         {"qkv size", (static_cast<int64_t>(num_heads) + 2 * static_cast<int64_t>(num_kv_heads)) * head_dim}};
     for (const auto& [name, value] : sizes) check_size(name, value);
     if (num_heads % num_kv_heads != 0) throw std::invalid_argument("num_heads must be a multiple of num_kv_heads");
     if (head_dim % 2 != 0) throw std::invalid_argument("head_dim must be even");
     if (static_cast<int32_t>(windows.size()) != num_layers) throw std::invalid_argument("expected one window per layer");
+    if (rope_indices.size() != windows.size()) throw std::invalid_argument("expected one rotary embedding per layer");
+    for (const int32_t index : rope_indices) {
+        if (index < 0 || index >= num_ropes) throw std::invalid_argument("a layer's rotary embedding does not exist");
+    }
 }
 
 ModelWeights view_weights(const Image& image, const ModelShape& shape) {

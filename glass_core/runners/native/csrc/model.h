@@ -27,7 +27,12 @@ struct ModelShape {
     bool o_bias = false;
     bool mlp_bias = false;
     bool qk_norm = false;
+    bool sandwich_norms = false;
+    float embedding_scale = 1.0f;
+    float score_scale = 0.0f;
+    int32_t num_ropes = 1;
     std::vector<int32_t> windows;
+    std::vector<int32_t> rope_indices;  // of every layer, below num_ropes
 
     int32_t q_size() const { return num_heads * head_dim; }
     int32_t kv_size() const { return num_kv_heads * head_dim; }
@@ -58,8 +63,10 @@ struct LayerWeights {
     const float* k_norm;
     RowsView o;
     const float* o_bias;
+    const float* attention_output_norm;
     const float* post_norm;
     FfnWeights ffn;
+    const float* ffn_output_norm;
 };
 
 struct ModelWeights {

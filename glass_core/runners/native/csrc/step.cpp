@@ -46,6 +46,7 @@ Model::Model(Image& image, const ModelShape& shape, const ModelOptions& options)
       attention_(shape_, cache_, kernels_, pool_),
       ffn_(shape_, plans_, kernels_, pool_),
       statistics_(shape_.intermediate_size),
+      rotary_(shape_.num_ropes, shape_.head_dim),
       normed_(shape_.hidden_size),
       mixed_(shape_.q_size()),
       samplers_(static_cast<size_t>(options.num_threads)) {}
@@ -162,7 +163,9 @@ void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequenci
     num_tokens_ = static_cast<int32_t>(tokens_.size());
     if (num_tokens_ == 0) return;
     reserve();
-    rope_tables(frequencies);
+    for (int32_t token = 0; token < num_tokens_; ++token) {
+        rotary_.place(frequencies, token, tokens_[static_cast<size_t>(token)].position);
+    }
     attention_.plan(attention_rows_);
     ffn_.plan(token_plans_, collected_tokens_);
 }
@@ -174,22 +177,7 @@ void Model::reserve() {
     hidden_.reserve(tokens * hidden);
     branch_.reserve(tokens * hidden);
     qkv_.reserve(kQkvParts * tokens * static_cast<size_t>(shape_.qkv_size()));
-    cosines_.reserve(tokens * static_cast<size_t>(shape_.head_dim / 2));
-    sines_.reserve(tokens * static_cast<size_t>(shape_.head_dim / 2));
-}
-
-void Model::rope_tables(const Frequencies& frequencies) {
-    const int32_t half = shape_.head_dim / 2;
-    for (int32_t token = 0; token < num_tokens_; ++token) {
-        const float* row = frequencies.values + (frequencies.num_rows == 1 ? 0 : static_cast<ptrdiff_t>(token) * half);
-        const auto position = static_cast<float>(tokens_[static_cast<size_t>(token)].position);
-        float* cosines = cosines_.data() + static_cast<ptrdiff_t>(token) * half;
-        float* sines = sines_.data() + static_cast<ptrdiff_t>(token) * half;
-        for (int32_t i = 0; i < half; ++i) {
-            cosines[i] = std::cos(position * row[i]);
-            sines[i] = std::sin(position * row[i]);
-        }
-    }
+    rotary_.reserve(num_tokens_);
 }
 
 void Model::embed(const std::vector<StepRow>& rows) {
@@ -197,6 +185,7 @@ void Model::embed(const std::vector<StepRow>& rows) {
     for (const StepRow& row : rows) {
         for (int32_t i = 0; i < row.num_tokens; ++i, hidden += shape_.hidden_size) {
             decode_row(weights_.embed, static_cast<size_t>(row.tokens[i]), shape_.hidden_size, hidden);
+            if (shape_.embedding_scale != 1.0f) scale(hidden, shape_.embedding_scale, shape_.hidden_size);
         }
     }
 }
@@ -253,10 +242,8 @@ void Model::attend(int32_t layer) {
     }
     project(weights.o, shape_.hidden_size, mixed_, num_tokens_, branch_.data(), hidden_size);
     for_tokens(num_tokens_, [&](int32_t token) {
-        float* hidden = hidden_of(token);
-        add(hidden, branch_.data() + static_cast<size_t>(token) * hidden_size, shape_.hidden_size);
-        if (weights.o_bias != nullptr) add(hidden, weights.o_bias, shape_.hidden_size);
-        normalize(hidden, weights.post_norm, weights.ffn.gate.format, normed_, token);
+        join(branch_.data() + static_cast<size_t>(token) * hidden_size, weights.o_bias, weights.attention_output_norm, token);
+        normalize(hidden_of(token), weights.post_norm, weights.ffn.gate.format, normed_, token);
     });
 }
 
@@ -282,25 +269,43 @@ void Model::place_keys(int32_t layer, int32_t token) {
     if (parts > 1) add(q, q + shape_.qkv_size(), shape_.qkv_size());
     float* k = q + shape_.q_size();
     if (weights.qkv_bias != nullptr) add(q, weights.qkv_bias, shape_.qkv_size());
-    const float* cosines = cosines_.data() + static_cast<ptrdiff_t>(token) * half;
-    const float* sines = sines_.data() + static_cast<ptrdiff_t>(token) * half;
+    const Rotation rotation = rotary_.at(token, shape_.rope_indices[static_cast<size_t>(layer)]);
     const int32_t num_heads = shape_.num_heads + shape_.num_kv_heads;  // the heads of k follow those of q
     for (int32_t head = 0; shape_.qk_norm && head < num_heads; ++head) {
         const float* norm = head < shape_.num_heads ? weights.q_norm : weights.k_norm;
         rms_norm(q + head * dim, norm, dim, shape_.norm_eps, q + head * dim);
     }
-    rotate(q, num_heads, cosines, sines, half);
+    rotate(q, num_heads, rotation.cosines, rotation.sines, half);
     cache_.write(layer, at.block, at.slot, k, k + shape_.kv_size());
+}
+
+// Adds what attention or FFN gave to a token's hidden state: as it is, or normed, for which `output` is written to.
+void Model::join(float* output, const float* bias, const float* norm, int32_t token) {
+    float* hidden = hidden_.data() + static_cast<size_t>(token) * static_cast<size_t>(shape_.hidden_size);
+    if (norm != nullptr) {
+        if (bias != nullptr) add(output, bias, shape_.hidden_size);
+        rms_norm(output, norm, shape_.hidden_size, shape_.norm_eps, output);
+        bias = nullptr;
+    }
+    add(hidden, output, shape_.hidden_size);
+    if (bias != nullptr) add(hidden, bias, shape_.hidden_size);
 }
 
 // Adds what a layer's FFN gave to a token, and notes its z where that is collected.
 void Model::leave(int32_t layer, int32_t token) {
-    const FfnWeights& ffn = weights_.layers[static_cast<size_t>(layer)].ffn;
-    float* hidden = hidden_.data() + static_cast<size_t>(token) * static_cast<size_t>(shape_.hidden_size);
+    const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
+    const size_t place = static_cast<size_t>(token) * static_cast<size_t>(shape_.hidden_size);
+    const bool normed = weights.ffn_output_norm != nullptr;
+    float* sum = normed ? branch_.data() + place : hidden_.data() + place;
+    if (normed) std::fill_n(sum, shape_.hidden_size, 0.0f);
     for (int32_t thread = 0; thread < ffn_.num_partials(); ++thread) {
-        add(hidden, ffn_.partial(thread, token), shape_.hidden_size);
+        add(sum, ffn_.partial(thread, token), shape_.hidden_size);
     }
-    if (ffn.down_bias != nullptr) add(hidden, ffn.down_bias, shape_.hidden_size);
+    if (normed) {
+        join(sum, weights.ffn.down_bias, weights.ffn_output_norm, token);
+    } else if (weights.ffn.down_bias != nullptr) {
+        add(sum, weights.ffn.down_bias, shape_.hidden_size);
+    }
     const int32_t collected = collected_tokens_[static_cast<size_t>(token)];
     if (collected >= 0) statistics_.measure(collected, ffn_.collected(collected));
 }

@@ -17,6 +17,7 @@
 #include "kv_cache.h"
 #include "model.h"
 #include "plans.h"
+#include "rotary.h"
 #include "sampling.h"
 #include "statistics.h"
 #include "thread_pool.h"
@@ -33,12 +34,6 @@ struct StepRow {
     int32_t plan;  // key, -1 = dense
     bool collect;
     int32_t num_logits;  // of so many last tokens the logits are wanted; 1 to sample from the row
-};
-
-// RoPE frequencies: one row for all tokens, or one per token.
-struct Frequencies {
-    const float* values;  // (num_rows, head_dim / 2)
-    int32_t num_rows;
 };
 
 // What a step yields. Pointers stay valid until the next step.
@@ -84,10 +79,10 @@ private:
     void place(const std::vector<StepRow>& rows, const Frequencies& frequencies);
     void reserve();
     void embed(const std::vector<StepRow>& rows);
-    void rope_tables(const Frequencies& frequencies);
     void enter(int32_t layer);
     void attend(int32_t layer);
     void place_keys(int32_t layer, int32_t token);
+    void join(float* output, const float* bias, const float* norm, int32_t token);
     void leave(int32_t layer, int32_t token);
     void fold_statistics(int32_t layer, int thread, int num_threads);
     void sample(const std::vector<StepRow>& rows, const std::vector<SampleRequest>& samples, StepOutput& output);
@@ -118,6 +113,7 @@ private:
     Attention attention_;
     FfnStep ffn_;
     StatisticsFold statistics_;
+    RotaryTables rotary_;
 
     int32_t num_tokens_ = 0;
     std::vector<Token> tokens_;
@@ -128,10 +124,8 @@ private:
     Activations normed_;
     Activations mixed_;
     Buffer<float> hidden_;    // (tokens, hidden_size)
-    Buffer<float> branch_;    // (tokens, hidden_size): what attention adds
+    Buffer<float> branch_;    // (tokens, hidden_size): what attention adds, or what an FFN does whose output is normed
     Buffer<float> qkv_;       // (tokens, parts, qkv_size)
-    Buffer<float> cosines_;   // (tokens, head_dim / 2)
-    Buffer<float> sines_;
     Buffer<float> logits_;
     std::vector<Sampler> samplers_;  // one per slot of a phase
 };
