@@ -48,7 +48,7 @@ def read_decoder(
         norm_eps=reader.number("rms_norm_eps", 1e-6),
         rope=rope or read_rope(reader, max_position_embeddings=max_positions),
         sliding_window=(None,) * num_layers,
-        activation=activation or reader.choice("hidden_act", ACTIVATIONS, "silu"),
+        activation=reader.choice("hidden_act", ACTIVATIONS, "silu") if activation is None else activation,
         tie_word_embeddings=reader.flag("tie_word_embeddings", default=default_tied),
     )
 
@@ -76,9 +76,7 @@ def read_sliding_window(reader: ConfigReader, num_layers: int) -> tuple[int | No
     return read_layer_windows(reader, sliding, window)
 
 
-def read_layer_windows(
-    reader: ConfigReader, default_types: list[str], window: int | None
-) -> tuple[int | None, ...]:
+def read_layer_windows(reader: ConfigReader, default_types: list[str], window: int | None) -> tuple[int | None, ...]:
     """Per-layer spans by `layer_types` (missing: the given one name per layer), `window` for the sliding layers."""
     layer_types = reader.raw("layer_types", default_types)
     _check_layer_types(reader, layer_types, len(default_types), window)
@@ -97,7 +95,9 @@ def _check_layer_types(reader: ConfigReader, layer_types: object, num_layers: in
         if kind not in (FULL_ATTENTION, SLIDING_ATTENTION):
             raise reader.refused("layer_types", kind, f"{FULL_ATTENTION} or {SLIDING_ATTENTION}")
     if window is None and SLIDING_ATTENTION in layer_types:
-        raise reader.refused("layer_types", SLIDING_ATTENTION, "a sliding_window, and use_sliding_window true where there is such a key")
+        raise reader.refused(
+            "layer_types", SLIDING_ATTENTION, "a sliding_window, and use_sliding_window true where there is such a key"
+        )
 
 
 def decoder_tensor_names(spec: ModelSpec) -> dict[str, str]:

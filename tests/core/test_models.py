@@ -42,7 +42,9 @@ def test_families_are_the_files() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_spec_names_and_shapes_match_transformers(family: str) -> None:
-    model = tiny_model(family, attention_bias=True) if family in ("gemma3_text", "llama", "qwen3") else tiny_model(family)
+    model = (
+        tiny_model(family, attention_bias=True) if family in ("gemma3_text", "llama", "qwen3") else tiny_model(family)
+    )
     spec = load_spec(model.config.to_dict())
     names = tensor_names(spec)
     parameters = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -76,7 +76,9 @@ VARIANTS = (
     Variant("gemma3-untied-bias", "gemma3_text", {"tie_word_embeddings": False, "attention_bias": True}),
     Variant("gemma3-window-2", "gemma3_text", {"sliding_window": 2}),
 )
-FEW_VARIANTS = tuple(variant for variant in VARIANTS if variant.name in ("gemma3", "llama", "mistral-window", "qwen2", "qwen3"))
+FEW_VARIANTS = tuple(
+    variant for variant in VARIANTS if variant.name in ("gemma3", "llama", "mistral-window", "qwen2", "qwen3")
+)
 
 
 def random_tokens(count: int, seed: int = 0) -> tuple[int, ...]:
