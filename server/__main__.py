@@ -101,7 +101,7 @@ API and a form to try it: {url}/docs
 {warning}
 curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
   "model": "{model_name}",
-  "messages": [{{"role": "user", "content": "What is the capital of France?"}}],
+  "messages": [{{"role": "user", "content": "What is the capital of Japan?"}}],
   "temperature": 0,
   "max_tokens": 64,
   "glass_sparsity": 0.5,

@@ -335,7 +335,7 @@ def test_real_default_model() -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     assert [len(tokenizer.encode(text)) for text in ("12345", "<|im_end|>", " capital")] == [5, 1, 1]
     model: Any = AutoModelForCausalLM.from_pretrained(folder)
-    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    chat = [{"role": "user", "content": "What is the capital of Japan?"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
-    assert tokenizer.decode(answer) == "The capital of France is Paris.<|im_end|>"
+    assert tokenizer.decode(answer) == "The capital of Japan is Tokyo.<|im_end|>"

@@ -15,7 +15,7 @@ from tests.e2e.live_server import LiveServer
 
 pytestmark = pytest.mark.model
 MODEL = "smollm2-135m"
-FRANCE = "What is the capital of France?"
+JAPAN = "What is the capital of Japan?"
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,8 @@ def glass_report(answer: Any) -> dict[str, Any]:
 
 
 def test_dense_answer_is_right(client: openai.OpenAI) -> None:
-    answer = ask(client, FRANCE, glass_sparsity=0)
-    assert answer.choices[0].message.content == "The capital of France is Paris."
+    answer = ask(client, JAPAN, glass_sparsity=0)
+    assert answer.choices[0].message.content == "The capital of Japan is Tokyo."
     assert answer.choices[0].finish_reason == "stop"
     report = glass_report(answer)
     assert report["sparsity"] == 0
@@ -55,7 +55,7 @@ def test_dense_answer_is_right(client: openai.OpenAI) -> None:
 
 
 def test_sparse_answer_reports_what_it_saved(client: openai.OpenAI) -> None:
-    answer = ask(client, FRANCE, **{"glass_sparsity": 0.5, "lambda": 0.5})
+    answer = ask(client, JAPAN, **{"glass_sparsity": 0.5, "lambda": 0.5})
     report = glass_report(answer)
     assert report["method"] == "a_glass"
     assert report["lambda"] == 0.5
@@ -67,7 +67,7 @@ def test_sparse_answer_reports_what_it_saved(client: openai.OpenAI) -> None:
 def test_tokens_stream_one_by_one(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model=MODEL,
-        messages=[{"role": "user", "content": FRANCE}],
+        messages=[{"role": "user", "content": JAPAN}],
         temperature=0,
         max_tokens=48,
         stream=True,
@@ -80,7 +80,7 @@ def test_tokens_stream_one_by_one(client: openai.OpenAI) -> None:
         if chunk.choices and chunk.choices[0].delta.content:
             texts.append(chunk.choices[0].delta.content)
             arrivals.append(time.monotonic())
-    assert "".join(texts) == "The capital of France is Paris."
+    assert "".join(texts) == "The capital of Japan is Tokyo."
     assert len(texts) == 7, f"one chunk a token was expected, got {texts}"
     assert arrivals == sorted(set(arrivals))
     assert usage is not None and usage.completion_tokens == 8
@@ -120,7 +120,7 @@ def test_completions_accept_text_and_token_ids(client: openai.OpenAI) -> None:
 
 def test_errors_reach_the_client_typed(client: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
-        ask(client, FRANCE, glass_sparsity=1.5)
+        ask(client, JAPAN, glass_sparsity=1.5)
     assert caught.value.param == "glass_sparsity"
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="no-such-model", messages=[{"role": "user", "content": "hi"}])

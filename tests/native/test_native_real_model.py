@@ -57,10 +57,10 @@ def answer(runner: NativeRunner, text: TextProcessor, question: str, num_tokens:
     return Answer(prompt, tokens)
 
 
-def test_it_knows_the_capital_of_france(runner: NativeRunner, text: TextProcessor) -> None:
-    tokens = answer(runner, text, "What is the capital of France?", 8).token_ids
+def test_it_knows_the_capital_of_japan(runner: NativeRunner, text: TextProcessor) -> None:
+    tokens = answer(runner, text, "What is the capital of Japan?", 8).token_ids
     detokenizer = text.detokenizer([])
-    assert "".join(map(detokenizer.push, tokens[:7])) + detokenizer.flush() == "The capital of France is Paris."
+    assert "".join(map(detokenizer.push, tokens[:7])) + detokenizer.flush() == "The capital of Japan is Tokyo."
     assert tokens[7] in text.stop_token_ids
 
 
