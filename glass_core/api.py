@@ -54,13 +54,15 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class SparsityParams:
     """What the client asked of GLASS: the share of FFN neurons to skip, the weight of the global ranking (None = the
-    profile's own or 0.5), the selection method, the budget profile, and a seed (only `random` uses it)."""
+    profile's own or 0.5), the selection method, the budget profile, a seed (only `random` uses it), and whether each
+    token chooses among all neurons (refinement; the selection method and lambda then have nothing left to choose)."""
 
     sparsity: float = 0.0
     lambda_: float | None = None
     method: str = "a_glass"
     profile: str = "uniform"
     seed: int = 0
+    refine: bool = False
 
     @property
     def density(self) -> float:
@@ -163,7 +165,8 @@ class StepCost:
 class SparsityReport:
     """What GLASS really did for one sequence. `lambda_` is None for methods that fuse nothing and for a dense plan.
 
-    `sparsity` is the effective one: 1 - kept neurons / all neurons. `cost` covers the whole request, prefill included.
+    `sparsity` is the effective one: 1 - kept neurons / all neurons, and with `refine` 1 - the mean share of FFN weights
+    that the decoded tokens read. `cost` covers the whole request, prefill included.
     `global_overlap` is the share of the plan's neurons that the global ranking alone would also have kept.
     """
 
@@ -216,7 +219,8 @@ class EngineInfo:
     """What the loaded engine is. Fixed for its life.
 
     `methods` are the selection methods it can serve, `profiles` the budget profiles, `default_profile` the best of
-    them; `unavailable_methods` maps a known method to why it cannot be served. `notes` lists missing capabilities worth
+    them; `refinement` maps the profiles that can be refined to the largest sparsity this is measured for;
+    `unavailable_methods` maps a known method to why it cannot be served. `notes` lists missing capabilities worth
     telling (shown by `/version`). `isa` is the instruction set of the runner's kernels (None: not its own, as torch's),
     `num_threads` how many threads a step computes with (None: unknown).
     """
@@ -236,6 +240,7 @@ class EngineInfo:
     unavailable_methods: Mapping[str, str] = field(default_factory=dict)
     artifact: str | None = None
     default_profile: str = "uniform"
+    refinement: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     isa: str | None = None
     num_threads: int | None = None

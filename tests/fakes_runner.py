@@ -9,6 +9,7 @@ any other order of addition changes their bits.
 """
 
 import hashlib
+import math
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -73,6 +74,7 @@ class FakeRunner:
     device: str = "cpu"
     num_parameters: int = 1234
     isa: str | None = "fake_isa"
+    refines: bool = True
     num_threads: int = 3
     failures: deque[BaseException | None] = field(default_factory=deque)
     poisoned: set[str] = field(default_factory=set)
@@ -155,8 +157,10 @@ class FakeRunner:
         context = self._memory[self._address(row, row.start - 1)].context if row.start else b""
         for position, token_id in enumerate(row.token_ids, row.start):
             is_prompt = position < (row.num_prompt_tokens or 0)
-            context = next_context(context, token_id, plan)
-            slot = Slot(row.sequence_id, position, token_id, plan, is_prompt, context)
+            # the scale is part of what a token computes
+            scaled = f"{plan} x {scale_of(row, position)!r}" if is_refined(row) else plan
+            context = next_context(context, token_id, scaled)
+            slot = Slot(row.sequence_id, position, token_id, scaled, is_prompt, context)
             self._memory[self._address(row, position)] = slot
 
     def _address(self, row: StepRow, position: int) -> tuple[int, int]:
@@ -172,6 +176,7 @@ class FakeRunner:
             token_id=None if row.sample is None else self._draw(visible, row.sample),
             statistics=sums[-1] if sums else None,
             snapshots=tuple(sums[end - row.start - 1] for end in row.snapshot_ends),
+            ffn_reads=mean_reads(row) if is_refined(row) else None,
         )
 
     def _attend(self, row: StepRow) -> list[Slot]:
@@ -213,6 +218,23 @@ class FakeRunner:
 
 def next_context(context: bytes, token_id: int, plan: str) -> bytes:
     return hashlib.sha256(context + repr((token_id, plan)).encode()).digest()
+
+
+def is_refined(row: StepRow) -> bool:
+    return row.plan is not None and row.plan.refinement is not None
+
+
+def scale_of(row: StepRow, position: int) -> float:
+    return row.refine_scales[position - row.start] if row.refine_scales else 1.0
+
+
+def mean_reads(row: StepRow) -> float:
+    """Each token's reads fall with its scale and depend on nothing else but the token."""
+    reads = [
+        min(max(0.6 + 0.03 * (token_id % 7 - 3) - 0.2 * math.log(scale_of(row, position)), 1 / 3), 1.0)
+        for position, token_id in enumerate(row.token_ids, row.start)
+    ]
+    return sum(reads) / len(reads)
 
 
 def fake_cost(row: StepRow) -> StepCost:

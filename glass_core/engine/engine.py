@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import NoReturn
 
 from glass_core.api import (
-    EngineInfo,
     EngineStats,
     Finish,
     FinishReason,
@@ -21,6 +20,7 @@ from glass_core.api import (
     TokenLogprobs,
 )
 from glass_core.config import EngineConfig
+from glass_core.engine.description import describe
 from glass_core.engine.failures import STEP_FAILED, RowFailedError, StepFailedError
 from glass_core.engine.kv_blocks import BlockAllocator
 from glass_core.engine.limits import limits_of
@@ -70,7 +70,7 @@ class Engine:
         self._num_steps = 0
         self._prefix_cache_queries = 0
         self._prefix_cache_hits = 0
-        described = _describe(runner, selector, config, self._limits.max_model_len, artifact)
+        described = describe(runner, selector, config, self._limits.max_model_len, artifact)
         self.info = replace(described, notes=(*notes, *described.notes))
 
     @property
@@ -103,6 +103,7 @@ class Engine:
         sequence = Sequence(
             request,
             is_sparse=budgets is not None,
+            collects=budgets is not None and self._selector.needs_statistics(request.sparsity),
             view_bytes=self._view_bytes(budgets),
             block_keys=self._block_keys(request),
         )
@@ -231,11 +232,9 @@ class Engine:
         self._num_prompt_tokens += sequence.num_prompt
         sequence.plan_frozen = True
         if sequence.is_sparse:
-            assert sequence.statistics is not None  # _check_results
             started = time.monotonic()
-            sequence.plan = self._selector.select(sequence.request.sparsity, sequence.statistics)
+            sequence.freeze(self._selector.select(sequence.request.sparsity, sequence.statistics))
             sequence.selection_seconds = time.monotonic() - started
-            sequence.statistics = None
 
     def _emit_tokens(self, drawn: Iterable[tuple[Sequence, TokenLogprobs | None]]) -> None:
         now = time.monotonic()
@@ -286,6 +285,8 @@ def _check_results(rows: tuple[StepRow, ...], results: tuple[RowResult, ...]) ->
             raise RuntimeError("the runner returned no statistics of the prompt so far for a row that asked for them")
         if tuple(snapshot.num_tokens for snapshot in result.snapshots) != row.snapshot_ends:
             raise RuntimeError("the runner returned other snapshots of the statistics than those asked for")
+        if (result.ffn_reads is not None) != (row.plan is not None and row.plan.refinement is not None):
+            raise RuntimeError("the runner told no reads of a refined row, or told those of another one")
 
 
 def _rope_salt(spec: ModelSpec, num_prompt: int) -> bytes:
@@ -294,39 +295,3 @@ def _rope_salt(spec: ModelSpec, num_prompt: int) -> bytes:
         return b""
     trained = spec.rope.original_max_position or spec.max_position_embeddings
     return str(max(num_prompt, trained)).encode()
-
-
-def _describe(
-    runner: Runner, selector: PlanSelector, config: EngineConfig, max_model_len: int, artifact: str | None
-) -> EngineInfo:
-    spec = runner.spec
-    return EngineInfo(
-        model_name=config.model_name,
-        fingerprint=runner.fingerprint,
-        runner=config.runner,
-        dtype=config.dtype,
-        device=runner.device,
-        max_model_len=max_model_len,
-        vocab_size=spec.vocab_size,
-        num_layers=spec.num_layers,
-        intermediate_size=spec.intermediate_size,
-        num_parameters=runner.num_parameters,
-        methods=selector.methods,
-        profiles=selector.profiles,
-        unavailable_methods=dict(selector.unavailable),
-        artifact=artifact,
-        default_profile=selector.default_profile,
-        notes=_notes(runner, config, max_model_len, artifact),
-        isa=runner.isa,
-        num_threads=runner.num_threads,
-    )
-
-
-def _notes(runner: Runner, config: EngineConfig, max_model_len: int, artifact: str | None) -> tuple[str, ...]:
-    notes = []
-    if artifact is None:
-        notes.append("no global-statistics artifact: methods that need one are unavailable; run `glass calibrate`")
-    longest = runner.spec.max_position_embeddings
-    if config.max_model_len is None and max_model_len < longest:
-        notes.append(f"the KV cache holds {max_model_len} of the model's {longest} positions; raise kv_cache_bytes")
-    return tuple(notes)

@@ -75,5 +75,6 @@ def assemble_engine(runner: Runner, config: EngineConfig, *, notes: tuple[str, .
         intermediate_size=runner.spec.intermediate_size,
         statistics=None if found is None else found[0],
         magnitudes=runner.neuron_magnitudes,
+        runner_refines=runner.refines,
     )
     return Engine(runner, selector, config, artifact=None if found is None else found[1].name, notes=notes)

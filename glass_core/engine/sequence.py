@@ -21,6 +21,7 @@ from glass_core.api import (
     SparsityReport,
     StepCost,
 )
+from glass_core.engine.refine_control import ReadsController
 from glass_core.runners.base import RowResult, SampleInput, StepRow
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
@@ -39,13 +40,15 @@ class SequenceStatus(Enum):
 class Sequence:
     """Mutable state of one request. `view_bytes` is what its plan's views will hold, known before the plan itself.
 
-    `is_sparse` says that a plan will be selected at the end of the prompt; `plan_frozen` that this has happened.
+    `is_sparse` says that a plan will be selected at the end of the prompt, `collects` that this needs the prompt's
+    statistics, `plan_frozen` that it has happened. `reads` keeps the scales of a refined plan's tokens.
     `block_keys` name the prompt's whole blocks in the prefix cache (none = it is not cached); `num_cached` counts the
     tokens found there at the first admission; at `snapshot_ends` the cache wants the sums of the statistics.
     """
 
     request: GenerationRequest
     is_sparse: bool = False
+    collects: bool = False
     view_bytes: int = 0
     block_keys: tuple[bytes, ...] = ()
     status: SequenceStatus = SequenceStatus.WAITING
@@ -57,6 +60,7 @@ class Sequence:
     statistics: LocalStatistics | None = None
     plan: SparsityPlan | None = None
     plan_frozen: bool = False
+    reads: ReadsController | None = None
     selection_seconds: float = 0.0
     cost: StepCost = field(default_factory=StepCost)
     first_scheduled: float | None = None
@@ -82,9 +86,11 @@ class Sequence:
 
     @property
     def num_ready(self) -> int:
-        """Tokens that one row may run next. A row never spans the boundary between dense prompt and plan."""
-        end = self.num_prompt if self.num_computed < self.num_prompt else self.num_tokens
-        return end - self.num_computed
+        """Tokens that one row may run next. A row never spans the boundary between dense prompt and plan, nor that
+        between refined tokens that run again and the new one, whose reads must be known by themselves."""
+        num_repeated = 0 if self.reads is None else self.reads.num_tokens
+        bounds = (self.num_prompt, self.num_prompt + num_repeated, self.num_tokens)
+        return next(end for end in bounds if end > self.num_computed) - self.num_computed
 
     @property
     def prompt_done(self) -> bool:
@@ -92,7 +98,7 @@ class Sequence:
 
     @property
     def needs_statistics(self) -> bool:
-        return self.is_sparse and not self.plan_frozen
+        return self.collects and not self.plan_frozen
 
     def reusable_keys(self, block_size: int) -> tuple[bytes, ...]:
         """Keys of the blocks it could take from the prefix cache: never its newest token, whose logits are needed."""
@@ -128,6 +134,13 @@ class Sequence:
         self.num_computed = 0
         self.statistics = None
 
+    def freeze(self, plan: SparsityPlan | None) -> None:
+        """Take the plan, once and for all."""
+        self.plan = plan
+        self.statistics = None
+        if plan is not None and plan.refinement is not None:
+            self.reads = ReadsController(plan.refinement.reads)
+
     def row(self, num_tokens: int, block_size: int) -> StepRow:
         """The next `num_tokens` tokens as a runner's row."""
         start, end = self.num_computed, self.num_computed + num_tokens
@@ -145,7 +158,12 @@ class Sequence:
             num_prompt_tokens=self.num_prompt,
             prior_statistics=self.statistics if collects else None,
             snapshot_ends=snapshot_ends,
+            refine_scales=() if in_prompt or self.reads is None else self.reads.scales(*self._decoded(start, end)),
         )
+
+    def _decoded(self, start: int, end: int) -> tuple[int, int]:
+        """Positions as numbers of generated tokens."""
+        return start - self.num_prompt, end - self.num_prompt
 
     def _tokens(self, start: int, end: int) -> tuple[int, ...]:
         if start < self.num_prompt:
@@ -158,6 +176,9 @@ class Sequence:
 
     def advance(self, num_tokens: int, result: RowResult) -> None:
         """Take over what a row brought: positions in the cache, cost, statistics, token."""
+        if self.reads is not None and result.ffn_reads is not None:
+            span = self._decoded(self.num_computed, self.num_computed + num_tokens)
+            self.reads.observe(*span, result.ffn_reads)
         self.num_computed += num_tokens
         self.cost += result.cost
         if result.statistics is not None:
@@ -199,10 +220,18 @@ class Sequence:
         return SparsityReport(
             method=DENSE_METHOD if plan is None else plan.method,
             sparsity_requested=asked.sparsity,
-            sparsity=0.0 if plan is None else plan.sparsity,
+            sparsity=self._effective_sparsity(),
             lambda_=None if plan is None else plan.lambda_,
             profile=asked.profile,
             cost=self.cost,
             selection_seconds=self.selection_seconds,
             global_overlap=None if plan is None else plan.global_overlap,
+            refine=self.reads is not None,
         )
+
+    def _effective_sparsity(self) -> float:
+        """What was really left out: of a refined answer, what its tokens did not read."""
+        if self.plan is None:
+            return 0.0
+        reads = None if self.reads is None else self.reads.mean_reads
+        return self.plan.sparsity if reads is None else 1.0 - reads

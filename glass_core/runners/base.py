@@ -141,6 +141,11 @@ class Runner(Protocol):
         """KV blocks that fit the configured memory budget."""
         ...
 
+    @property
+    def refines(self) -> bool:
+        """Whether rows may carry refined plans."""
+        ...
+
     def view_bytes(self, budgets: Sequence[int]) -> int:
         """Bytes the views of a plan with these budgets (neurons per layer) will hold. 0 when views do not copy."""
         ...

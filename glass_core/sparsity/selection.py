@@ -20,6 +20,7 @@ from glass_core.sparsity.budget import (
 from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.ranking import Ranks, Scores, fuse, ranks, share_within_top_k, top_k
+from glass_core.sparsity.refiner import Refiner
 from glass_core.sparsity.selectors import load_selectors
 from glass_core.sparsity.selectors.base import ModelEvidence, Need, PromptEvidence, Selector
 
@@ -50,6 +51,7 @@ class PlanSelector:
         statistics: GlobalStatistics | None,
         magnitudes: Callable[[], FloatArray],
         selectors: Mapping[str, Selector] | None = None,
+        runner_refines: bool = True,
     ) -> None:
         self._shape = (num_layers, intermediate_size)
         _check_size(statistics, self._shape)
@@ -59,6 +61,7 @@ class PlanSelector:
         self._profiles = _available_profiles(num_layers, statistics)
         # a request asks for its budgets several times, and a server's requests are mostly alike
         self._budgets = lru_cache(maxsize=NUM_REMEMBERED_BUDGETS)(self._shared_budgets)
+        self._refiner = Refiner(num_layers, intermediate_size, statistics, runner_refines=runner_refines)
         self._model_ranks: dict[str, Ranks] = {}
         self._reference = None if statistics is None else ranks(statistics.activation_l1)
 
@@ -82,6 +85,20 @@ class PlanSelector:
         """The best profile there is for requests that name none: measured sensitivities beat the paper's uniform."""
         return SENSITIVITY if SENSITIVITY in self._profiles else UNIFORM
 
+    @property
+    def refinable(self) -> Mapping[str, float]:
+        """Profiles whose plans can be refined, and up to which sparsity."""
+        return self._refiner.max_sparsities
+
+    @property
+    def refinement_problem(self) -> str | None:
+        """Why no plan can be refined; None when some can."""
+        return self._refiner.problem
+
+    def needs_statistics(self, params: SparsityParams) -> bool:
+        """Whether `select` looks at the prompt: a refined plan's pool is all neurons, whatever the prompt was."""
+        return not (params.is_dense or params.refine)
+
     def check(self, params: SparsityParams) -> None:
         """Raises InvalidRequestError or MissingStatisticsError, naming the request's field, when it cannot be served.
 
@@ -96,7 +113,9 @@ class PlanSelector:
         if params.lambda_ is not None:
             _check_range("lambda", params.lambda_, 1.0)
         self._check_profile(params)
-        if not params.is_dense and params.method in self._unavailable:
+        if params.refine and not params.is_dense:
+            self._refiner.check(params)
+        elif not params.is_dense and params.method in self._unavailable:
             raise MissingStatisticsError(
                 f"glass_method {params.method!r} is unavailable: it {self._unavailable[params.method]}",
                 param="glass_method",
@@ -107,18 +126,18 @@ class PlanSelector:
         self.check(params)
         if params.is_dense:
             return None
-        return self._budgets(params.density, params.profile)
+        return self._refiner.budgets if params.refine else self._budgets(params.density, params.profile)
 
     def effective_lambda(self, params: SparsityParams) -> float | None:
         """The lambda that counts (mean over layers where the profile has its own); None when nothing is fused."""
         self.check(params)
-        if params.is_dense or not self._selectors[params.method].fuses:
+        if params.is_dense or params.refine or not self._selectors[params.method].fuses:
             return None
         lambdas = self._lambdas(params)
         return lambdas[0] if len(set(lambdas)) == 1 else sum(lambdas) / len(lambdas)
 
-    def select(self, params: SparsityParams, local: LocalStatistics) -> SparsityPlan | None:
-        """The request's plan, from the statistics of its whole prompt; None when it runs densely.
+    def select(self, params: SparsityParams, local: LocalStatistics | None) -> SparsityPlan | None:
+        """The request's plan, from the statistics of its whole prompt where these are needed; None = it runs densely.
 
         Raises what `check` raises; EngineFailureError when the prompt's statistics are NaN or infinite; ValueError
         when they are missing or of another size (a fault of the caller).
@@ -126,6 +145,10 @@ class PlanSelector:
         budgets = self.budgets(params)
         if budgets is None:
             return None
+        if params.refine:
+            return self._refiner.plan(params)
+        if local is None:
+            raise ValueError(f"method {params.method!r} needs statistics of the prompt, got none")
         if local.sum_abs.shape != self._shape:
             raise ValueError(f"expected local statistics of shape {self._shape}, got {local.sum_abs.shape}")
         neurons = top_k(self._scores(params, local), budgets)

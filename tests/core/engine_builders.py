@@ -4,27 +4,49 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+
 from glass_core.api import GenerationRequest, SamplingParams, SparsityParams, TokenEvent
 from glass_core.config import CacheConfig, EngineConfig, SchedulerConfig
 from glass_core.engine.engine import Engine
 from glass_core.runners.base import Runner
+from glass_core.sparsity.budget import UNIFORM, uniform_profile
+from glass_core.sparsity.global_stats import GlobalStatistics
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.sparsity.selection import PlanSelector
+from tests.core.sparsity_samples import make_manifest
 from tests.fakes_runner import EOS, FakeRunner, plan_key
 
 DENSE = SparsityParams()
 GRIFFIN = SparsityParams(sparsity=0.5, method="griffin")
+REFINED = SparsityParams(sparsity=0.5, refine=True)
+
+
+def refinable_statistics(runner: Runner) -> GlobalStatistics:
+    """Statistics in which nothing matters but that uniform plans can be refined, up to 0.6."""
+    size = (runner.spec.num_layers, runner.spec.intermediate_size)
+    ones, points = np.ones(size, np.float32), np.ones((1, size[0]), np.float32)
+    return GlobalStatistics(
+        make_manifest(num_layers=size[0], intermediate_size=size[1]),
+        ones,
+        ones,
+        gate_rms=ones,
+        down_norm=ones,
+        profiles={UNIFORM: uniform_profile(size[0])},
+        refinement={UNIFORM: RefinementTable(np.array([0.6], np.float32), points, points)},
+    )
 
 
 class CountingSelector(PlanSelector):
-    """The real selector without an artifact; notes what it selected and fails on demand."""
+    """The real selector, of an artifact that has little but thresholds; notes what it selected, fails on demand."""
 
     def __init__(self, runner: Runner) -> None:
         super().__init__(
             num_layers=runner.spec.num_layers,
             intermediate_size=runner.spec.intermediate_size,
-            statistics=None,
+            statistics=refinable_statistics(runner),
             magnitudes=runner.neuron_magnitudes,
         )
         self.num_tokens_seen: list[int] = []
@@ -32,9 +54,10 @@ class CountingSelector(PlanSelector):
         self.plans: list[str] = []
         self.failures: list[Exception] = []
 
-    def select(self, params: SparsityParams, local: LocalStatistics) -> SparsityPlan | None:
-        self.num_tokens_seen.append(local.num_tokens)
-        self.bits_seen.append(bits_of(local))
+    def select(self, params: SparsityParams, local: LocalStatistics | None) -> SparsityPlan | None:
+        if local is not None:
+            self.num_tokens_seen.append(local.num_tokens)
+            self.bits_seen.append(bits_of(local))
         if self.failures:
             raise self.failures.pop()
         plan = super().select(params, local)

@@ -16,7 +16,7 @@ from glass_core.engine.engine import Engine
 from glass_core.engine.failures import RowFailedError, StepFailedError
 from glass_core.errors import InvalidRequestError
 from glass_core.runners.base import StepRow
-from tests.core.engine_builders import DENSE, GRIFFIN, CountingSelector, make_engine, make_request, serve_alone
+from tests.core.engine_builders import DENSE, GRIFFIN, REFINED, CountingSelector, make_engine, make_request, serve_alone
 from tests.fakes_runner import FakeRunner, plan_key
 
 RANDOM = SparsityParams(sparsity=0.3, method="random", seed=5)
@@ -56,7 +56,7 @@ def visitors(draw: st.DrawFn) -> list[Visitor]:
             [((position >= num_shared) * index * 11 + position * position) % 32 for position in range(length)],
             max_tokens=draw(st.sampled_from([1, 2, 9, 13, 14])),
             seed=draw(st.integers(0, 3)),
-            sparsity=draw(st.sampled_from([DENSE, GRIFFIN, RANDOM])),
+            sparsity=draw(st.sampled_from([DENSE, GRIFFIN, RANDOM, REFINED, REFINED])),
             ignore_eos=draw(st.sampled_from([True, True, False])),
         )
         cut = draw(st.sampled_from([None] * 6 + [FinishReason.ABORTED, FinishReason.STOP]))

@@ -93,6 +93,10 @@ class NativeRunner:
         return "cpu"
 
     @property
+    def refines(self) -> bool:
+        return False
+
+    @property
     def num_parameters(self) -> int:
         return sum(prod(canonical_shape(self.spec, name)) for name in tensor_names(self.spec))
 

@@ -83,6 +83,10 @@ class TorchRunner:
         return self._pool.num_blocks
 
     @property
+    def refines(self) -> bool:
+        return True
+
+    @property
     def view_bytes_used(self) -> int:
         """Bytes the packed views hold now."""
         return self._views.num_bytes

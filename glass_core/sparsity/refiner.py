@@ -1,0 +1,81 @@
+"""Refiner: refined plans of one loaded model, from the artifact's scores and thresholds."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from glass_core.api import SparsityParams
+from glass_core.errors import MissingStatisticsError
+from glass_core.sparsity.global_stats import GlobalStatistics
+from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.refinement import Refinement
+from glass_core.sparsity.refinement_table import RefinementTable
+
+_HOW_TO_MEASURE = "`glass calibrate MODEL` measures it"
+
+
+class Refiner:
+    """Makes plans whose pool is all neurons. Their score weights are the model's, not the prompt's: mixing in what the
+    gate did in a short prompt made predictions worse. All plans share one set of arrays.
+    """
+
+    def __init__(
+        self, num_layers: int, intermediate_size: int, statistics: GlobalStatistics | None, *, runner_refines: bool
+    ) -> None:
+        self.problem = _problem(statistics, runner_refines)
+        self.budgets = (intermediate_size,) * num_layers
+        self._tables: Mapping[str, RefinementTable] = {}
+        if statistics is None or self.problem is not None:
+            return
+        assert statistics.gate_rms is not None  # _problem
+        assert statistics.down_norm is not None
+        self._tables = statistics.refinement
+        self._up_weights = np.ascontiguousarray(statistics.gate_rms * statistics.down_norm)
+        self._down_norms = np.ascontiguousarray(statistics.down_norm)
+        everything = np.arange(intermediate_size, dtype=np.int32)
+        everything.setflags(write=False)
+        self._pool = (everything,) * num_layers
+
+    @property
+    def max_sparsities(self) -> dict[str, float]:
+        """The largest sparsity of every profile that can be refined."""
+        return {name: table.max_sparsity for name, table in self._tables.items()}
+
+    def check(self, params: SparsityParams) -> None:
+        """Raises MissingStatisticsError for what was not measured, InvalidRequestError beyond the measured range."""
+        if self.problem is not None:
+            raise MissingStatisticsError(f"glass_refine is unavailable: {self.problem}", param="glass_refine")
+        if params.profile not in self._tables:
+            raise MissingStatisticsError(
+                f"glass_refine is unavailable for glass_profile {params.profile!r}; it is measured for "
+                f"{', '.join(self._tables)}",
+                param="glass_refine",
+            )
+        self._tables[params.profile].check(params.sparsity)
+
+    def plan(self, params: SparsityParams) -> SparsityPlan:
+        """The refined plan that reads 1 - sparsity of the FFN on average. Raises as `check`."""
+        self.check(params)
+        up_thresholds, down_thresholds = self._tables[params.profile].thresholds(params.sparsity)
+        return SparsityPlan(
+            method=params.method,
+            profile=params.profile,
+            lambda_=None,
+            sparsity_requested=params.sparsity,
+            intermediate_size=self.budgets[0],
+            neurons=self._pool,
+            refinement=Refinement(
+                self._up_weights, self._down_norms, up_thresholds, down_thresholds, reads=params.density
+            ),
+        )
+
+
+def _problem(statistics: GlobalStatistics | None, runner_refines: bool) -> str | None:
+    if not runner_refines:
+        return "this runner cannot refine"
+    if statistics is None:
+        return f"there is no artifact; {_HOW_TO_MEASURE}"
+    missing = [name for name in ("gate_rms", "down_norm") if getattr(statistics, name) is None]
+    if not statistics.refinement:
+        missing.append("thresholds")
+    return f"the artifact lacks {', '.join(missing)}; {_HOW_TO_MEASURE}" if missing else None
