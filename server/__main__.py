@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
         shown = "" if default in (None, (), "") else f" (default: {default})"
         if name == "model":
             parser.add_argument(name, nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=text + shown)
-        elif info.annotation is bool:
+        elif info.annotation in (bool, bool | None):
             action = argparse.BooleanOptionalAction
             parser.add_argument(_flag(name), action=action, default=argparse.SUPPRESS, help=text + shown)
         else:

@@ -54,6 +54,12 @@ class Settings(BaseSettings):
         None, description="glass_profile of requests without one; default: sensitivity where measured, else uniform"
     )
 
+    refine: bool | None = Field(
+        None,
+        description="glass_refine of requests without one; default: refine where the artifact has thresholds for the "
+        "profile and sparsity, but not with a default_method or default_lambda of yours",
+    )
+
     model_aliases: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="other names clients may use for the model, comma-separated"
     )
@@ -104,6 +110,11 @@ class Settings(BaseSettings):
         self.scheduler_config()
         self.cache_config()
         return self
+
+    @property
+    def has_static_defaults(self) -> bool:
+        """Whether the operator chose how prompts rank neurons, which refined requests do not do."""
+        return self.default_lambda is not None or "default_method" in self.model_fields_set
 
     @property
     def max_choices(self) -> int:

@@ -14,7 +14,7 @@ from glass_core.errors import EngineUnavailableError, InvalidRequestError
 from glass_core.text import TextProcessor
 from server.config import Settings
 from server.metrics import ServerMetrics
-from server.schemas.glass import LAMBDA_HEADER, SPARSITY_HEADER
+from server.schemas.glass import LAMBDA_HEADER, REFINE_HEADER, SPARSITY_HEADER
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class GlassHeaders:
 
     sparsity: float | None
     lambda_: float | None
+    refine: bool | None = None
 
 
 async def get_settings(request: Request) -> Settings:
@@ -100,11 +101,25 @@ async def get_glass_headers(
     lambda_: Annotated[
         str | None, Header(alias=LAMBDA_HEADER, description="lambda for clients that cannot add body fields")
     ] = None,
+    refine: Annotated[
+        str | None, Header(alias=REFINE_HEADER, description="glass_refine for clients that cannot add body fields")
+    ] = None,
 ) -> GlassHeaders:
     return GlassHeaders(
         _ranged(sparsity, SPARSITY_HEADER, MAX_SPARSITY),
         _ranged(lambda_, LAMBDA_HEADER, 1.0),
+        _boolean(refine, REFINE_HEADER),
     )
+
+
+def _boolean(text: str | None, name: str) -> bool | None:
+    if text is None:
+        return None
+    known = {"true": True, "false": False}
+    value = text.strip().lower()
+    if value not in known:
+        raise InvalidRequestError(f"{name}: expected true or false, got {text[:40]!r}", param=name)
+    return known[value]
 
 
 def _ranged(text: str | None, name: str, highest: float) -> float | None:

@@ -170,7 +170,9 @@ def _model(path: Path) -> Finding:
     size = f"{checkpoint.spec.model_type}, fingerprint {checkpoint.fingerprint[:12]}; {images}"
     if found is None:
         return Finding(subject, Status.WARN, f"{size}; no artifact: A-GLASS needs `glass calibrate {path.name}`")
-    return Finding(subject, Status.OK, f"{size}; artifact {found[1].name} matches")
+    refines = "has" if found[0].refinement else "lacks"
+    detail = f"{size}; artifact {found[1].name} matches and {refines} thresholds for glass_refine"
+    return Finding(subject, Status.OK, detail)
 
 
 def _in_huge_pages(header: ImageHeader) -> str:

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from glass_core.api import EngineInfo, GenerationRequest, SamplingParams, SparsityParams
@@ -101,13 +101,28 @@ class RequestBuilder:
         body, settings = self.body, self.settings
         best_profile = self.model.engine.info.default_profile
         sparsity = _first(body.glass_sparsity, self.headers.sparsity)
-        return SparsityParams(
+        params = SparsityParams(
             sparsity=_default(sparsity, settings.default_sparsity),
             lambda_=_first(body.lambda_, self.headers.lambda_, settings.default_lambda),
             method=_default(body.glass_method, settings.default_method),
             profile=_first(body.glass_profile, settings.default_profile) or best_profile,
             seed=seed,
         )
+        return replace(params, refine=self._refine(params))
+
+    def _refine(self, params: SparsityParams) -> bool:
+        """What was asked for, where it was; a request that names a static ranking gets this ranking."""
+        body, settings = self.body, self.settings
+        asked = _first(body.glass_refine, self.headers.refine)
+        if params.is_dense or asked is not None:
+            return bool(asked)
+        if body.glass_method is not None or _first(body.lambda_, self.headers.lambda_) is not None:
+            return False
+        if settings.refine is not None:
+            return settings.refine
+        if settings.has_static_defaults:
+            return False
+        return params.sparsity <= self.model.engine.info.refinement.get(params.profile, 0.0)
 
 
 def check_model_name(name: str | None, info: EngineInfo, settings: Settings) -> None:

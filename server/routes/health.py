@@ -53,5 +53,6 @@ def _describe(info: EngineInfo) -> dict[str, Any]:
         "methods": info.methods,
         "unavailable_methods": dict(info.unavailable_methods),
         "profiles": info.profiles,
+        "refinement": dict(info.refinement),
         "notes": info.notes,
     }

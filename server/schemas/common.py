@@ -50,7 +50,6 @@ def neutral(*values: Any) -> IsNeutral:
 
 # fields of the OpenAI and vLLM APIs that would change the answer -> the test of a value that would not
 UNSUPPORTED: Mapping[str, IsNeutral] = {
-    "glass_refine": neutral(False),
     "response_format": neutral({"type": "text"}),
     "chat_template": _falsy,
     "chat_template_kwargs": _falsy,

@@ -1,4 +1,4 @@
-"""Our extension of OpenAI's API: five flat request fields, two headers, one report."""
+"""Our extension of OpenAI's API: six flat request fields, three headers, one report."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -13,6 +13,7 @@ Method = Literal["a_glass", "i_glass", "griffin", "global_only", "magnitude", "r
 
 SPARSITY_HEADER = "X-Glass-Sparsity"
 LAMBDA_HEADER = "X-Glass-Lambda"
+REFINE_HEADER = "X-Glass-Refine"
 
 
 class GlassFields(BaseModel):
@@ -35,6 +36,13 @@ class GlassFields(BaseModel):
     glass_profile: Annotated[str, Field(max_length=64)] | None = Field(
         None, description="How the kept neurons are spread over the layers: `uniform`, `sensitivity`, `tuned`."
     )
+    glass_refine: bool | None = Field(
+        None,
+        description="Whether every token chooses among all neurons while it is computed (closer to the dense model at "
+        "the same glass_sparsity), rather than the prompt once for the whole answer. Default: the header "
+        "X-Glass-Refine, else false for requests with a glass_method or lambda of their own, else the server's "
+        "setting.",
+    )
 
 
 class GlassReport(BaseModel):
@@ -45,10 +53,13 @@ class GlassReport(BaseModel):
 
     method: str
     sparsity_requested: float = Field(description="what was asked")
-    sparsity: float = Field(description="share of neurons left out; differs from the requested one by rounding")
+    sparsity: float = Field(
+        description="share of neurons left out, differs from the requested one by rounding; refined: share of the "
+        "feed-forward weights that the decoded tokens did not read"
+    )
     lambda_: float | None = Field(alias="lambda", description="null where nothing was fused")
     profile: str
-    refine: bool
+    refine: bool = Field(description="whether each token chose its own neurons")
     ffn_flops_saved_ratio: float = Field(description="share of the feed-forward FLOPs saved, prefill included")
     flops_saved_ratio: float = Field(description="share of all FLOPs saved, prefill included")
     ffn_flops_saved_ratio_planned: float = Field(description="the same of the plan alone, whatever ran beside it")

@@ -10,7 +10,7 @@ from glass_core.api import SparsityParams
 from glass_core.text import TextProcessor
 from server.app import create_app
 from server.config import Settings
-from tests.fakes_engine import FakeEngineClient
+from tests.fakes_engine import FAKE_INFO, FakeEngineClient
 from tests.server.conftest import ANSWER
 from tests.server.wire import CHAT, COMPLETIONS, HELLO, chat_text, events
 
@@ -250,3 +250,53 @@ async def test_the_profile_defaults_to_the_best_the_model_has(text: TextProcesso
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             await client.post(CHAT, json=HELLO)
         assert engine.requests[-1].sparsity.profile == expected
+
+
+REFINABLE = replace(FAKE_INFO, refinement={"uniform": 0.6})
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "headers", "expected"),
+    [
+        ({}, {}, {}, True),
+        ({}, {"glass_refine": False}, {}, False),
+        ({}, {}, {"X-Glass-Refine": "false"}, False),
+        ({}, {"glass_refine": True}, {"X-Glass-Refine": "false"}, True),
+        ({}, {"glass_sparsity": 0}, {}, False),
+        ({}, {"glass_sparsity": 0.7}, {}, False),  # beyond the table: a static plan
+        ({}, {"glass_sparsity": 0.7, "glass_refine": True}, {}, True),  # asked for: the engine refuses it
+        ({}, {"glass_method": "a_glass"}, {}, False),  # who names a ranking gets it
+        ({}, {"lambda": 0.5}, {}, False),
+        ({}, {}, {"X-Glass-Lambda": "0.5"}, False),
+        ({}, {"glass_method": "griffin", "glass_refine": True}, {}, True),
+        ({}, {"glass_profile": "sensitivity"}, {}, False),  # no table for it
+        ({"refine": False}, {}, {}, False),
+        ({"refine": False}, {"glass_refine": True}, {}, True),
+        ({"refine": True}, {"glass_sparsity": 0.7}, {}, True),
+        ({"refine": True}, {"lambda": 0.5}, {}, False),
+        ({"default_method": "griffin"}, {}, {}, False),
+        ({"default_lambda": 0.5}, {}, {}, False),
+        ({"default_lambda": 0.5, "refine": True}, {}, {}, True),
+    ],
+)
+async def test_refinement_is_the_default_where_nothing_speaks_against_it(
+    text: TextProcessor,
+    engine: FakeEngineClient,
+    settings: dict[str, Any],
+    fields: dict[str, Any],
+    headers: dict[str, str],
+    expected: bool,
+) -> None:
+    engine.info = REFINABLE
+    transport = httpx.ASGITransport(create_app(Settings(**settings), engine, text))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post(CHAT, json={**HELLO, "glass_sparsity": 0.5, **fields}, headers=headers)
+    assert response.status_code == 200
+    assert engine.requests[0].sparsity.refine is expected
+
+
+async def test_without_thresholds_nothing_is_refined_by_default(
+    client: httpx.AsyncClient, engine: FakeEngineClient
+) -> None:
+    await client.post(CHAT, json={**HELLO, "glass_sparsity": 0.5})
+    assert not engine.requests[0].sparsity.refine

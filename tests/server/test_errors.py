@@ -57,6 +57,7 @@ NAN = float("nan")
         ({"lambda": []}, "lambda"),
         ({"glass_method": "magic"}, "glass_method"),
         ({"glass_profile": 1}, "glass_profile"),
+        ({"glass_refine": "yes"}, "glass_refine"),
         ({"temperature": 2.1}, "temperature"),
         ({"temperature": float("inf")}, "temperature"),
         ({"top_p": 0}, "top_p"),
@@ -107,7 +108,6 @@ async def test_a_range_error_says_the_range_and_the_value(client: httpx.AsyncCli
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"glass_refine": True}, "glass_refine"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
@@ -149,7 +149,8 @@ async def test_a_body_without_json_content_type_is_told_so(client: httpx.AsyncCl
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("X-Glass-Sparsity", "0.99"), ("X-Glass-Lambda", "x"), ("X-Glass-Lambda", "nan")]
+    ("name", "value"),
+    [("X-Glass-Sparsity", "0.99"), ("X-Glass-Lambda", "x"), ("X-Glass-Lambda", "nan"), ("X-Glass-Refine", "1")],
 )
 async def test_a_wrong_header_is_named(client: httpx.AsyncClient, name: str, value: str) -> None:
     response = await client.post(CHAT, json=HELLO, headers={name: value})

@@ -97,7 +97,7 @@ async def test_the_description_documents_our_fields(client: httpx.AsyncClient) -
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     for name in ("ChatCompletionRequest", "CompletionRequest"):
         fields = schemas[name]["properties"]
-        for field in ("glass_sparsity", "lambda", "glass_method", "glass_profile"):
+        for field in ("glass_sparsity", "lambda", "glass_method", "glass_profile", "glass_refine"):
             assert fields[field]["description"]
     assert "lambda" in schemas["GlassReport"]["properties"]
 

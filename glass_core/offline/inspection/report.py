@@ -22,11 +22,17 @@ def _manifest_table(statistics: GlobalStatistics) -> Table:
     table.add_row("size", f"{manifest.num_layers} layers of {manifest.intermediate_size} neurons")
     table.add_row("tensors", ", ".join(name for name, _ in statistics.tensors()))
     table.add_row("profiles", ", ".join(statistics.profiles) or "none")
+    table.add_row("refinement", _refinement(statistics))
     for name, value in manifest.corpus.items():
         table.add_row(f"corpus {name}", str(value))
     table.add_row("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     table.add_row("command", manifest.command)
     return table
+
+
+def _refinement(statistics: GlobalStatistics) -> str:
+    ranges = [f"{name} up to sparsity {table.max_sparsity:g}" for name, table in statistics.refinement.items()]
+    return ", ".join(ranges) or "not measured"
 
 
 def _layer_table(statistics: GlobalStatistics, comparison: Comparison | None) -> Table:

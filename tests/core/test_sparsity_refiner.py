@@ -1,0 +1,120 @@
+"""Refined plans: what they hold, when they can be had, and what is said when not."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from glass_core.api import SparsityParams
+from glass_core.errors import InvalidRequestError, MissingStatisticsError
+from glass_core.sparsity.artifact import GlobalStatistics
+from glass_core.sparsity.budget import uniform_profile
+from glass_core.sparsity.refinement_table import RefinementTable
+from tests.core.sparsity_samples import NUM_LAYERS, NUM_NEURONS, SHAPE, make_selector, make_statistics, random_scores
+
+TABLE = RefinementTable(
+    np.array([0.2, 0.6], np.float32), np.full((2, NUM_LAYERS), 2, np.float32), np.ones((2, NUM_LAYERS), np.float32)
+)
+REFINED = SparsityParams(sparsity=0.4, refine=True)
+
+
+def refinable(**changes: Any) -> GlobalStatistics:
+    values: dict[str, Any] = {
+        "gate_rms": random_scores(21),
+        "down_norm": random_scores(22),
+        "profiles": {"uniform": uniform_profile(NUM_LAYERS)},
+        "refinement": {"uniform": TABLE},
+    }
+    return make_statistics(**(values | changes))
+
+
+def test_a_refined_plan_has_all_neurons_and_the_tables_thresholds() -> None:
+    statistics = refinable()
+    selector = make_selector(statistics)
+    assert selector.budgets(REFINED) == (NUM_NEURONS,) * NUM_LAYERS
+    plan = selector.select(REFINED, None)
+    assert plan is not None
+    assert plan.refinement is not None
+    assert all(np.array_equal(neurons, np.arange(NUM_NEURONS)) for neurons in plan.neurons)
+    assert plan.refinement.reads == pytest.approx(0.6)
+    assert plan.sparsity == pytest.approx(0.4)
+    assert plan.sparsity_requested == 0.4
+    assert plan.lambda_ is None is selector.effective_lambda(REFINED)
+    np.testing.assert_array_equal(plan.refinement.up_thresholds, np.full(NUM_LAYERS, 2, np.float32))
+    assert statistics.gate_rms is not None
+    assert statistics.down_norm is not None
+    np.testing.assert_array_equal(plan.refinement.up_weights, statistics.gate_rms * statistics.down_norm)
+    assert plan.refinement.up_weights.shape == SHAPE
+
+
+def test_plans_share_their_arrays() -> None:
+    selector = make_selector(refinable())
+    first, second = (selector.select(SparsityParams(sparsity=s, refine=True), None) for s in (0.2, 0.4))
+    assert first is not None and second is not None
+    assert first.refinement is not None and second.refinement is not None
+    assert first.refinement.up_weights is second.refinement.up_weights
+    assert first.refinement.down_norms is second.refinement.down_norms
+    assert first.neurons is second.neurons
+
+
+def test_refined_plans_need_no_prompt_and_no_method_of_their_own() -> None:
+    selector = make_selector(refinable(impact_abs=None, impact_rms=None))
+    params = SparsityParams(sparsity=0.4, method="i_glass", refine=True)
+    assert "i_glass" in selector.unavailable
+    assert not selector.needs_statistics(params)
+    assert selector.select(params, None) is not None
+    static = SparsityParams(sparsity=0.4, method="griffin")
+    assert selector.needs_statistics(static)
+    with pytest.raises(ValueError, match="'griffin' needs statistics of the prompt, got none"):
+        selector.select(static, None)
+
+
+def test_dense_requests_are_never_refined() -> None:
+    selector = make_selector(None)
+    for params in (SparsityParams(refine=True), SparsityParams(sparsity=0.4, method="dense", refine=True)):
+        selector.check(params)
+        assert not selector.needs_statistics(params)
+        assert selector.select(params, None) is None
+
+
+def test_what_can_be_refined_is_told() -> None:
+    selector = make_selector(refinable())
+    assert selector.refinable == {"uniform": 0.6}
+    assert selector.refinement_problem is None
+
+
+@pytest.mark.parametrize(
+    ("statistics", "problem"),
+    [
+        (None, "there is no artifact"),
+        (make_statistics(), "the artifact lacks gate_rms, down_norm, thresholds"),
+        (refinable(gate_rms=None), "the artifact lacks gate_rms"),
+        (refinable(down_norm=None), "the artifact lacks down_norm"),
+        (refinable(refinement={}), "the artifact lacks thresholds"),
+    ],
+)
+def test_what_is_missing_is_told(statistics: GlobalStatistics | None, problem: str) -> None:
+    selector = make_selector(statistics)
+    assert selector.refinable == {}
+    assert selector.refinement_problem is not None
+    assert problem in selector.refinement_problem
+    with pytest.raises(
+        MissingStatisticsError, match=f"glass_refine is unavailable: {problem}.*glass calibrate"
+    ) as caught:
+        selector.check(REFINED)
+    assert caught.value.param == "glass_refine"
+
+
+def test_a_runner_that_cannot_refine_is_told() -> None:
+    selector = make_selector(refinable(), runner_refines=False)
+    assert selector.refinable == {}
+    with pytest.raises(MissingStatisticsError, match="unavailable: this runner cannot refine"):
+        selector.check(REFINED)
+
+
+def test_other_profiles_and_sparsities_are_refused() -> None:
+    selector = make_selector(refinable(sensitivity=np.ones(NUM_LAYERS, np.float32)))
+    with pytest.raises(MissingStatisticsError, match=r"unavailable for glass_profile 'sensitivity'; .* for uniform"):
+        selector.check(SparsityParams(sparsity=0.4, profile="sensitivity", refine=True))
+    with pytest.raises(InvalidRequestError, match=r"from 0 to 0\.6, got 0\.7"):
+        selector.check(SparsityParams(sparsity=0.7, refine=True))
