@@ -33,6 +33,14 @@ _PARTS = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_GEMMA3_PARTS = {
+    **_PARTS,
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+# what a GGUF file of this architecture can say: it has no key for the scale of scores
+GEMMA3 = {"query_pre_attn_scalar": 16, "layer_types": None, "sliding_window_pattern": 2}
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -54,13 +62,15 @@ def write_tiny_gguf(
 ) -> Path:
     """Write the tiny model of a family. `metadata` entries replace the default ones (None removes one), `extra` adds
     tensors under GGUF names, `drop` leaves one out, `quantization` is applied to matrices whose rows allow it."""
+    if family == "gemma3_text":
+        overrides = {**GEMMA3, **overrides}
     config = tiny_model(family, **overrides).config
-    writer = gguf.GGUFWriter(path, family)
+    writer = gguf.GGUFWriter(path, family.removesuffix("_text"))
     for key, value in {**_sizes(family, config), **tokenizer_metadata(), **(metadata or {})}.items():
         if value is not None:
             _add_entry(writer, key, value)
     tensors = {
-        _gguf_name(name): _exported_rows(family, name, tensor, config)
+        _gguf_name(family, name): _exported_rows(family, name, tensor, config)
         for name, tensor in hf_tensors(family, **overrides).items()
     }
     for name, tensor in {**tensors, **(extra or {})}.items():
@@ -82,12 +92,14 @@ def _sizes(family: str, config: Any) -> dict[str, Any]:
         "attention.head_count": config.num_attention_heads,
         "attention.head_count_kv": config.num_key_value_heads,
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "rope.freq_base": float(config.rope_parameters.get("full_attention", config.rope_parameters)["rope_theta"]),
         "vocab_size": config.vocab_size,
     }
-    if family == "qwen3":
-        sizes["attention.key_length"] = config.head_dim
-    return {f"{family}.{key}": value for key, value in sizes.items()}
+    if family in ("gemma3_text", "qwen3"):
+        sizes |= {"attention.key_length": config.head_dim, "attention.value_length": config.head_dim}
+    if family == "gemma3_text":
+        sizes |= {"attention.sliding_window": config.sliding_window, "attention.sliding_window_pattern": 2}
+    return {f"{family.removesuffix('_text')}.{key}": value for key, value in sizes.items()}
 
 
 def tokenizer_metadata() -> dict[str, Any]:
@@ -119,18 +131,21 @@ def _add_entry(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     add[type(value)](key, value)
 
 
-def _gguf_name(hf_name: str) -> str:
+def _gguf_name(family: str, hf_name: str) -> str:
     module, _, kind = hf_name.rpartition(".")
     if module in _TOP:
         return f"{_TOP[module]}.{kind}"
     _, _, layer, part = module.split(".", 3)
-    return f"blk.{layer}.{_PARTS[part]}.{kind}"
+    parts = _GEMMA3_PARTS if family == "gemma3_text" else _PARTS
+    return f"blk.{layer}.{parts[part]}.{kind}"
 
 
 def _exported_rows(family: str, hf_name: str, tensor: Array, config: Any) -> Array:
     """llama.cpp's converter reorders llama's query and key rows: row (half, pair) of a head becomes (pair, half)."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     module = hf_name.split(".")[-2]
+    if family == "gemma3_text" and module.endswith("norm"):
+        return tensor + np.float32(1)
     if family != "llama" or module not in heads:
         return tensor
     num_rows, half = tensor.shape[0], tensor.shape[0] // heads[module] // 2

@@ -12,8 +12,9 @@ import numpy.typing as npt
 from glass_core.checkpoint.gguf_file import GgufFile
 from glass_core.errors import CheckpointError, UnsupportedModelError
 
-# GGUF's name of an architecture is HF's model_type; mistral ships as llama, the same network without a window.
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
+# GGUF's name of an architecture → HF's model_type; mistral ships as llama, the same network without a window.
+ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+_GEMMA3_27B_LAYERS = 62
 ROPE_FACTORS = "rope_freqs.weight"
 # What llama.cpp's converter bakes into rope_freqs.weight for Llama 3.x; only `factor` differs between the models.
 _LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
@@ -54,7 +55,8 @@ class GgufConfig:
 
     def refuse_unread(self) -> None:
         for key, off in _OFF_VALUES.items():
-            self.require(key, off)
+            if key not in self._read:
+                self.require(key, off)
         prefix = f"{self.architecture}."
         known = {"vocab_size", *self._read}  # the embedding's rows are authoritative
         for key in self.file.metadata:
@@ -88,7 +90,7 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
     reader.require("rope.dimension_count", head_dim)
     config = {
         "architectures": [f"{reader.architecture.capitalize()}ForCausalLM"],
-        "model_type": reader.architecture,
+        "model_type": ARCHITECTURES[reader.architecture],
         "vocab_size": _vocab_size(file),
         "hidden_size": hidden_size,
         "intermediate_size": reader.integer("feed_forward_length"),
@@ -96,17 +98,34 @@ def hf_config(file: GgufFile) -> dict[str, Any]:
         "num_attention_heads": num_heads,
         "num_key_value_heads": reader.integer("attention.head_count_kv", num_heads),
         "head_dim": head_dim,
-        "hidden_act": "silu",
         "max_position_embeddings": reader.integer("context_length"),
         "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
-        "rope_parameters": _rope(reader, head_dim),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "dtype": "float32",
-        **_biases(file, reader.architecture),
+        **(_gemma3_keys if reader.architecture == "gemma3" else _llama_like_keys)(reader, head_dim),
         **_token_ids(file),
     }
     reader.refuse_unread()
     return config
+
+
+def _llama_like_keys(reader: GgufConfig, head_dim: int) -> dict[str, Any]:
+    biases = _biases(reader.file, reader.architecture)
+    return {"hidden_act": "silu", "rope_parameters": _rope(reader, head_dim), **biases}
+
+
+def _gemma3_keys(reader: GgufConfig, head_dim: int) -> dict[str, Any]:
+    """Gemma 3's constants that llama.cpp has in code: the pattern of windows, the RoPE under them, how 27B scales."""
+    is_27b = reader.integer("block_count") == _GEMMA3_27B_LAYERS
+    size_per_head = reader.integer("embedding_length") // reader.integer("attention.head_count")
+    local = {"rope_type": "default", "rope_theta": reader.number("rope.freq_base_swa", 10000.0)}
+    return {
+        "hidden_activation": "gelu_pytorch_tanh",
+        "query_pre_attn_scalar": size_per_head if is_27b else head_dim,
+        "sliding_window": reader.integer("attention.sliding_window"),
+        "sliding_window_pattern": reader.integer("attention.sliding_window_pattern", 6),
+        "rope_parameters": {"full_attention": _rope(reader, head_dim), "sliding_attention": local},
+    }
 
 
 def _vocab_size(file: GgufFile) -> int:

@@ -1,11 +1,14 @@
-"""SentencePiece BPE (Llama 1/2, Mistral, TinyLlama) out of GGUF metadata.
+"""SentencePiece BPE (Llama 1/2, Mistral, TinyLlama, Gemma) out of GGUF metadata.
 
 SentencePiece merges the pair whose joined piece has the best score; `tokenizers` wants an ordered list of merges. Every
 way to split a piece into two pieces is a merge, ranked by the joined piece's score, as transformers converts these
 models. Characters outside the vocabulary fall back to their UTF-8 bytes.
+
+User-defined pieces that are runs of spaces (Gemma's) are cut out before any merge, the longest first; here they are the
+best-ranked merges, which comes to the same.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,10 @@ def build_sentencepiece(metadata: Mapping[str, Any], tokens: list[str], types: l
     unknown = metadata.get("tokenizer.ggml.unknown_token_id", 0)
     if not isinstance(unknown, int) or unknown >= len(tokens):
         raise CheckpointError(f"{path}: tokenizer.ggml.unknown_token_id is {unknown!r}")
+    runs = {token.replace(" ", SPACE): 0.0 for token in space_runs(tokens, types)}
     model = models.BPE(
-        vocab={token: index for index, token in enumerate(tokens)},
-        merges=ranked_merges(normal),
+        vocab={_piece(token, runs): index for index, token in enumerate(tokens)},
+        merges=ranked_merges({SPACE: 0.0, **runs}) + ranked_merges(normal) if runs else ranked_merges(normal),
         unk_token=tokens[unknown],
         fuse_unk=True,
         byte_fallback=True,
@@ -46,8 +50,24 @@ def _refuse_normalization(metadata: Mapping[str, Any], tokens: list[str], types:
     for key in ("remove_extra_whitespaces", "precompiled_charsmap"):
         if metadata.get(f"tokenizer.ggml.{key}"):
             raise UnsupportedModelError(f"{path}: tokenizer.ggml.{key} is not supported")
-    if any(kind == USER_DEFINED_TYPE and SPACE in token for token, kind in zip(tokens, types, strict=True)):
-        raise UnsupportedModelError(f"{path}: user-defined SentencePiece tokens with spaces are not supported")
+    runs = set(space_runs(tokens, types))
+    for token, kind in zip(tokens, types, strict=True):
+        if kind == USER_DEFINED_TYPE and token not in runs and (SPACE in token or " " in token):
+            raise UnsupportedModelError(
+                f"{path}: the user-defined SentencePiece token {token!r} is not supported: text and spaces in one"
+            )
+
+
+def space_runs(tokens: Sequence[str], types: Sequence[int]) -> list[str]:
+    """User-defined tokens that are nothing but two or more spaces, as the file spells them."""
+    defined = (token for token, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED_TYPE)
+    return [token for token in defined if len(token) > 1 and not token.strip(f" {SPACE}")]
+
+
+def _piece(token: str, runs: Mapping[str, float]) -> str:
+    """The token as merges spell it."""
+    spelled = token.replace(" ", SPACE)
+    return spelled if spelled in runs else token
 
 
 def ranked_merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:

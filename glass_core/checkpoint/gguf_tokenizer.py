@@ -5,13 +5,13 @@ whose rules llama.cpp has in code. The rules below are those of the models' own 
 refused: a wrong cut gives text that looks right and scores worse.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from glass_core.checkpoint.gguf_sentencepiece import build_sentencepiece
+from glass_core.checkpoint.gguf_sentencepiece import build_sentencepiece, space_runs
 from glass_core.errors import CheckpointError, UnsupportedModelError
 
 CONTROL_TYPE, USER_DEFINED_TYPE = 3, 4
@@ -75,7 +75,7 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
         tokenizer, adds_bos = build_sentencepiece(metadata, tokens, types, path), True
     else:
         tokenizer, adds_bos = _build_byte_level(metadata, tokens, path), metadata["tokenizer.ggml.pre"] in _ADDS_BOS
-    _add_special_tokens(tokenizer, tokens, types)
+    _add_special_tokens(tokenizer, tokens, types, merged=space_runs(tokens, types) if kind == "llama" else ())
     _wrap_prompts(tokenizer, metadata, adds_bos, path)
     return tokenizer
 
@@ -118,13 +118,13 @@ def _bpe(tokens: list[str], merges: list[str], ignore_merges: bool, path: Path) 
         raise CheckpointError(f"{path}: tokenizer.ggml.merges do not fit the tokens ({error})") from error
 
 
-def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int]) -> None:
-    """Control tokens become special (hidden when decoding), user-defined ones only unsplittable."""
-    for token, kind in zip(tokens, types, strict=True):
-        if kind == CONTROL_TYPE:
-            tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == USER_DEFINED_TYPE:
-            tokenizer.add_tokens([AddedToken(token, normalized=False)])
+def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int], *, merged: Sequence[str]) -> None:
+    """Control tokens become special (hidden when decoding), user-defined ones only unsplittable, but for those that
+    are `merged`. All in two calls: each call builds the matcher of all anew."""
+    of_type = {kind: [token for token, its in zip(tokens, types, strict=True) if its == kind] for kind in (3, 4)}
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in of_type[CONTROL_TYPE]])
+    kept = [token for token in of_type[USER_DEFINED_TYPE] if token not in set(merged)]
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in kept])
 
 
 def special_token(metadata: Mapping[str, Any], name: str) -> str | None:

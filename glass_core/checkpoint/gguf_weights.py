@@ -1,4 +1,4 @@
-"""GGUF tensors → HF tensors: names, and the row order of llama's query and key projections."""
+"""GGUF tensors → HF tensors: names, the row order of llama's query and key projections, norms' offsets."""
 
 import math
 import re
@@ -26,7 +26,9 @@ _NAMES = {
     "self_attn.o_proj": "attn_output",
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
+    "attention_output_norm": "post_attention_norm",
     "post_attention_layernorm": "ffn_norm",
+    "ffn_output_norm": "post_ffw_norm",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
@@ -65,12 +67,24 @@ def hf_shapes(file: GgufFile, spec: ModelSpec) -> dict[str, tuple[int, ...]]:
 def hf_tensors(file: GgufFile, spec: ModelSpec) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     """(HF name, float32 tensor), dequantized one at a time, in the order of `hf_shapes`."""
     for canonical, hf_name in sorted(tensor_names(spec).items()):
-        tensor = file.dequantize(gguf_name(canonical))
-        if spec.model_type == "llama" and ".q_proj." in canonical:
-            tensor = split_halves(tensor, spec.num_attention_heads)
-        elif spec.model_type == "llama" and ".k_proj." in canonical:
-            tensor = split_halves(tensor, spec.num_kv_heads)
-        yield hf_name, tensor
+        yield hf_name, hf_values(file, spec, canonical)
+
+
+def hf_values(file: GgufFile, spec: ModelSpec, canonical: str) -> npt.NDArray[np.float32]:
+    """One tensor by its canonical name, float32, as an HF checkpoint holds it."""
+    values = file.dequantize(gguf_name(canonical))
+    if canonical.endswith("norm.weight") and spec.norm_offset:
+        return values - np.float32(spec.norm_offset)  # exporters add it
+    heads = interleaved_heads(spec, canonical)
+    return values if heads is None else split_halves(values, heads)
+
+
+def interleaved_heads(spec: ModelSpec, canonical: str) -> int | None:
+    """Heads of a query or key projection whose rows llama GGUFs interleave; None for any other tensor."""
+    if spec.model_type != "llama":
+        return None
+    heads = {".q_proj.": spec.num_attention_heads, ".k_proj.": spec.num_kv_heads}
+    return next((count for part, count in heads.items() if part in canonical), None)
 
 
 def split_halves(tensor: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """SentencePiece vocabularies of GGUF files, against a plain restatement of SentencePiece's BPE."""
 
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,12 @@ def build(**changes: Any) -> Tokenizer:
 
 def reference(text: str) -> list[str]:
     """Join the neighbors whose joined piece scores best (the left ones of equals) until nothing can be joined."""
-    pieces = list(("▁" + text if text else "").replace(" ", "▁"))
+    return merge("▁" + text if text else "")
+
+
+def merge(text: str) -> list[str]:
+    """The same without a prefix space."""
+    pieces = list(text.replace(" ", "▁"))
     while True:
         joined = [(PIECES.get(left + right), index) for index, (left, right) in enumerate(pairwise(pieces))]
         found = [(-score, index) for score, index in joined if score is not None]
@@ -55,6 +61,13 @@ def _bytes(piece: str) -> list[str]:
 
 
 TOKENIZER = build()
+RUNS = ("  ", "   ", "    ")
+GEMMA_LIKE = build(
+    tokens=[token for token in TOKENS if token != "▁▁"] + list(RUNS),
+    token_type=[kind for token, kind in zip(TOKENS, TYPES, strict=True) if token != "▁▁"] + [4] * len(RUNS),
+    scores=[score for token, score in zip(TOKENS, SCORES, strict=True) if token != "▁▁"] + [-1000.0] * len(RUNS),
+    add_space_prefix=False,
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -81,6 +94,19 @@ def test_without_a_prefix_space() -> None:
     assert tokenizer.decode(tokenizer.encode(" hello").ids) == " hello"
 
 
+def gemma_like(text: str) -> list[str]:
+    """Runs of two to four spaces are cut out first, the longest of them; the rest is merged between them."""
+    parts = re.split("( {2,4})", text)
+    return [token for part in parts if part for token in ([part.replace(" ", "▁")] if part in RUNS else merge(part))]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(alphabet="helotrab   ", max_size=40))
+def test_user_defined_runs_of_spaces_are_cut_out_first(text: str) -> None:
+    assert GEMMA_LIKE.encode(text, add_special_tokens=False).tokens == gemma_like(text)
+    assert GEMMA_LIKE.decode(GEMMA_LIKE.encode(text).ids) == text
+
+
 def test_merges_are_ranked_by_the_joined_piece() -> None:
     assert ranked_merges({"a": -9.0, "b": -9.0, "aa": -1.0, "ab": 0.0, "aab": -3.0}) == [
         ("a", "b"),
@@ -93,6 +119,7 @@ def test_merges_are_ranked_by_the_joined_piece() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"tokens": [*TOKENS[:-1], "a b"], "token_type": [*TYPES[:-1], 4]}, UnsupportedModelError, "'a b'"),
         ({"scores": None}, CheckpointError, "scores"),
         ({"scores": [0.0]}, CheckpointError, "scores"),
         ({"token_type": [1] * len(TOKENS)}, UnsupportedModelError, "256 byte tokens"),

@@ -23,7 +23,7 @@ from glass_core.offline.pull.catalog import CATALOG, NamedModel
 from glass_core.offline.pull.download import DirectDownloadRefusedError, part_file
 from glass_core.offline.pull.place import downloads_folder, locked
 from glass_core.offline.pull.puller import pull
-from tests.tiny_gguf import write_tiny_gguf
+from tests.tiny_gguf import GEMMA3, write_tiny_gguf
 from tests.tiny_models import CHAT_TEMPLATE, save_tiny_model, tiny_model
 
 PROMPT = torch.tensor([[5, 260, 17, 299, 2, 40]])
@@ -64,10 +64,10 @@ def test_pulled_folder_is_found_by_name_and_shares_the_weights(hf_folder: Path, 
     assert leftovers(home) == []
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["gemma3_text", "llama", "qwen2", "qwen3"])
 def test_pulled_gguf_gives_the_logits_of_the_original(tmp_path: Path, family: str) -> None:
     folder = pull(str(write_tiny_gguf(tmp_path / "Tiny.gguf", family)), name=f"my-{family}", force=False)
-    original: Any = tiny_model(family)
+    original: Any = tiny_model(family, **(GEMMA3 if family == "gemma3_text" else {}))
     with torch.no_grad():
         torch.testing.assert_close(logits_of(folder), original(PROMPT).logits, rtol=0, atol=1e-5)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)

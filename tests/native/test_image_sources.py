@@ -46,8 +46,10 @@ def image_of(path: Path, image_format: str) -> ImageHeader:
     return read_image(target)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-@pytest.mark.parametrize(("kind", "image_format"), [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q8_0", "int8")])
+@pytest.mark.parametrize("family", ["gemma3_text", "llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    ("kind", "image_format"), [("Q4_0", "int4"), ("Q4_1", "int4"), ("Q5_0", "int8"), ("Q8_0", "int8")]
+)
 def test_blocks_are_taken_over_exactly(family: str, kind: str, image_format: str, tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "x.gguf", family, quantization=TYPES[kind], **SIZES)
     header, wanted = image_of(path, image_format), canonical_values(open_gguf(path))

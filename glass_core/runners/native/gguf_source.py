@@ -6,15 +6,21 @@ import gguf
 import numpy as np
 
 from glass_core.checkpoint.gguf_file import GgufFile
-from glass_core.checkpoint.gguf_weights import gguf_name, split_halves
+from glass_core.checkpoint.gguf_weights import gguf_name, hf_values, interleaved_heads, split_halves
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.native.packing import GROUP, Blocks, Floats, Kind
 
-_BLOCK_KINDS: Mapping[str, Kind] = {"Q4_0": "q4", "Q4_1": "q4", "Q8_0": "q8", "BF16": "bf16"}
+_BLOCK_KINDS: Mapping[str, Kind] = {
+    "Q4_0": "q4",
+    "Q4_1": "q4",
+    "Q5_0": "q8",
+    "Q8_0": "q8",
+    "BF16": "bf16",
+}
 
 
 class GgufSource:
-    """A GGUF file. Q4_0, Q4_1, Q8_0 and BF16 tensors are taken as they are."""
+    """A GGUF file. Q4_0, Q4_1, Q8_0 and BF16 tensors are taken as they are, Q5_0 as 8 bits."""
 
     def __init__(self, file: GgufFile, spec: ModelSpec) -> None:
         self.spec = spec
@@ -24,26 +30,17 @@ class GgufSource:
         return self._file.tensors[gguf_name(name)].type_name
 
     def values(self, name: str) -> Floats:
-        values = self._file.dequantize(gguf_name(name))
-        heads = self._interleaved_heads(name)
-        return values if heads is None else split_halves(values, heads)
+        return hf_values(self._file, self.spec, name)
 
     def exact(self, name: str, kind: Kind) -> Blocks | None:
         if _BLOCK_KINDS.get(self.stored_type(name)) != kind:
             return None
         blocks = _read_blocks(self._file, gguf_name(name))
-        heads = self._interleaved_heads(name)
+        heads = interleaved_heads(self.spec, name)
         if blocks is None or heads is None:
             return blocks
         rows = np.arange(blocks.shape[0], dtype=np.float32)  # exact: a projection has far fewer than 2^24 rows
         return blocks.take_rows(split_halves(rows, heads).astype(np.intp))
-
-    def _interleaved_heads(self, name: str) -> int | None:
-        """Heads of a query or key projection whose rows llama GGUFs interleave."""
-        if self.spec.model_type != "llama":
-            return None
-        heads = {".q_proj.": self.spec.num_attention_heads, ".k_proj.": self.spec.num_kv_heads}
-        return next((count for part, count in heads.items() if part in name), None)
 
 
 def _read_blocks(file: GgufFile, name: str) -> Blocks | None:
@@ -61,6 +58,11 @@ def _read_blocks(file: GgufFile, name: str) -> Blocks | None:
     if tensor.type_name == "Q8_0":
         # two's complement to offset binary: q + 128 flips the top bit
         return Blocks("q8", (codes ^ 0x80).reshape(tensor.shape), scales[..., 0])
+    if tensor.type_name == "Q5_0":
+        codes, high = codes[:, 4:], np.unpackbits(codes[:, :4], axis=1, bitorder="little") << 4
+        nibbles = np.concatenate([codes & 15, codes >> 4], axis=1) | high
+        # scale * (code - 16), as offset binary code + 112
+        return Blocks("q8", (nibbles + 112).astype(np.uint8).reshape(tensor.shape), scales[..., 0])
     nibbles = np.concatenate([codes & 15, codes >> 4], axis=1).reshape(-1, GROUP).reshape(tensor.shape)
     if tensor.type_name == "Q4_1":
         return Blocks("q4", nibbles, scales[..., 0], scales[..., 1])
