@@ -149,7 +149,7 @@ def test_scores_equal_hf_with_masked_neurons_after_a_dense_prompt(model: TorchMo
     plan = SparsityPlan("griffin", "uniform", None, 0.66, 88, kept)
     reference = run_dense(model, ANSWER)
     predicted = predict_answer(model, reference, plan)
-    score = score_predictions(predicted, reference.targets, plan, dense=reference.log_probs)
+    score = score_predictions(predicted, reference.targets, 1.0 - plan.sparsity, dense=reference.log_probs)
     factory: Any = AutoModelForCausalLM
     hf = factory.from_pretrained(model_dir)
     answer = torch.tensor([ANSWER.token_ids])
@@ -240,3 +240,29 @@ def test_a_base_model_is_asked_without_a_template(tmp_path: Path, model_dir: Pat
     assert text.decode(encode_instruction(text, "Who?")) == "Question: Who?\nAnswer:"
     chat = load_text_processor(model_dir)
     assert text.decode(encode_instruction(chat, "Who?")) == "user\nWho?\nassistant\n"
+
+
+def test_refined_conditions_read_what_was_promised_and_beat_chance(
+    model_dir: Path, artifact: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = ("--methods", "random", "--sparsities", "0.2,0.5", "--profiles", "sensitivity", "--refine", "off,on")
+    result = evaluate(model_dir, prompts, tmp_path / "out.json", *sweep, "--artifact", str(artifact))
+    rows = {(row["refine"], row["sparsity"]): row for row in result["rows"]}
+    assert list(rows) == [(False, 0.2), (False, 0.5), (True, 0.2), (True, 0.5)]
+    for sparsity in (0.2, 0.5):
+        assert rows[True, sparsity]["lambda"] is None
+        assert rows[True, sparsity]["ffn_reads"] == pytest.approx(1 - sparsity, abs=0.03)
+        assert rows[True, sparsity]["kl"] < rows[False, sparsity]["kl"] / 2
+    assert rows[True, 0.2]["kl"] < rows[True, 0.5]["kl"]
+    assert "refined" in capsys.readouterr().out
+
+
+def test_refinement_that_cannot_be_had_is_refused_before_anything_slow(
+    model_dir: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flags, message in (
+        (("--refine", "on"), "glass_refine is unavailable: there is no artifact"),
+        (("--refine", "yes"), "--refine must be off, on or off,on, got 'yes'"),
+    ):
+        assert main(["eval", "longform", str(model_dir), "--prompts", str(prompts), *flags]) == 1
+        assert message in capsys.readouterr().err

@@ -21,7 +21,8 @@ _LONGFORM = """\
 The dense model answers every prompt (temperature 0.7, top-p 0.95). Then each condition, its neurons chosen from the
 prompt alone, is teacher-forced on that answer with dense prompt KV. Reported per answer token: perplexity, mean
 KL(dense || sparse), top-1 agreement, and the share of FFN weights read. `oracle` chooses from the answer's own
-statistics: the bound for any plan that stays fixed during an answer. Every figure has a 95 % bootstrap interval over
+statistics: the bound for any plan that stays fixed during an answer. `refined` (--refine on) chooses for every token,
+one token at a time with its thresholds adjusted as in the server. Every figure has a 95 % bootstrap interval over
 the answers.
 
 With --runner native the float32 torch model stays the reference, and every condition is measured on both: on the native
@@ -51,6 +52,13 @@ def _add_longform(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sparsities", default="0.3,0.5", help="comma-separated (default: 0.3,0.5)")
     parser.add_argument("--lambdas", default="0.5", help="comma-separated, for methods that fuse (default: 0.5)")
     parser.add_argument("--profiles", default="uniform", help="comma-separated budget profiles (default: uniform)")
+    parser.add_argument(
+        "--refine",
+        default="off",
+        metavar="off|on|off,on",
+        help="on: token-level refinement per profile and sparsity, decoded token by token; --methods and --lambdas do "
+        "not apply to it (default: off)",
+    )
     parser.add_argument("--artifact", type=Path, help="global statistics (default: those shipped for the model)")
     parser.add_argument("--limit", type=int, default=20, help="use the first N prompts (default: 20)")
     parser.add_argument("--max-prompt-chars", type=int, default=120, help="skip longer instructions (default: 120)")
@@ -122,6 +130,7 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
         lambdas=parse_floats(args.lambdas, "--lambdas"),
         profiles=parse_names(args.profiles, "--profiles"),
         seed=args.seed,
+        refine=_refine_modes(args.refine),
     )
     model_dir = resolve_model(args.model)
     formats = _native_formats(args)
@@ -141,6 +150,16 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
         num_threads=args.threads,
         answer_file=args.answers,
     )
+
+
+def _refine_modes(text: str) -> tuple[bool, ...]:
+    """Raises ConfigurationError for anything but off, on or both."""
+    from glass_core.offline.flags import parse_names
+
+    names, known = parse_names(text, "--refine"), {"off": False, "on": True}
+    if not set(names) <= known.keys():
+        raise ConfigurationError(f"--refine must be off, on or off,on, got {text!r}")
+    return tuple(known[name] for name in names)
 
 
 def _native_formats(args: argparse.Namespace) -> tuple[str, ...]:

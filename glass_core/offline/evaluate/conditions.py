@@ -44,12 +44,29 @@ class Sweep:
     lambdas: tuple[float | None, ...] = (None,)
     profiles: tuple[str, ...] = (UNIFORM,)
     seed: int = 0
+    refine: tuple[bool, ...] = (False,)
 
     def conditions(self, selector: PlanSelector) -> list[SparsityParams]:
-        """One entry per distinct condition, in the order of the flags; lambda only where the method fuses.
+        """One entry per distinct condition, in the order of the flags; lambda only where the method fuses; refined ones
+        last, without method or lambda.
 
         Raises InvalidRequestError or MissingStatisticsError for what cannot be served.
         """
+        static = self._static_conditions(selector) if False in self.refine else []
+        return static + (self._refined_conditions(selector) if True in self.refine else [])
+
+    def _refined_conditions(self, selector: PlanSelector) -> list[SparsityParams]:
+        found = [
+            SparsityParams(sparsity, profile=profile, seed=self.seed, refine=True)
+            for profile in dict.fromkeys(self.profiles)
+            for sparsity in dict.fromkeys(self.sparsities)
+            if sparsity > 0
+        ]
+        for params in found:
+            selector.check(params)
+        return found
+
+    def _static_conditions(self, selector: PlanSelector) -> list[SparsityParams]:
         fusing = {name for name, method in evaluation_selectors().items() if method.fuses}
         found: dict[SparsityParams, None] = {}
         for method in self.methods:

@@ -120,9 +120,9 @@ class LongformRun:
         for condition in zip(*scores, strict=True):
             twin: Tensor | None = None
             for subject, score in zip(subjects, condition, strict=True):
-                log_probs, plan = subject.predict(score.params)
+                log_probs, ffn_reads = subject.predict(score.params)
                 score.answers.append(
-                    score_predictions(log_probs, dense.targets, plan, dense=dense.log_probs, twin=twin)
+                    score_predictions(log_probs, dense.targets, ffn_reads, dense=dense.log_probs, twin=twin)
                 )
                 twin = log_probs if twin is None else twin
         return total_nll(dense.log_probs, dense.targets)

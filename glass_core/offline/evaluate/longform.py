@@ -48,7 +48,7 @@ def run_dense(model: TorchModel, answer: Answer) -> DenseAnswer:
 def predict_answer(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan | None) -> Tensor:
     """Log-probabilities (n, vocab) of the scored tokens, teacher-forced under the plan (None = dense)."""
     ffn = model.dense_ffn if plan is None else PackedViews(model, plan).ffn
-    return _predict(model, dense.continuation, dense.prompt_cache.fork(), ffn)
+    return predict_tokens(model, dense.continuation, dense.prompt_cache.fork(), ffn)
 
 
 def _observe(model: TorchModel, token_ids: Tensor, cache: SequenceCache) -> tuple[Tensor, LocalStatistics]:
@@ -60,10 +60,10 @@ def _observe(model: TorchModel, token_ids: Tensor, cache: SequenceCache) -> tupl
         collector.add(layer, z)
         return model.ffn_output(layer, z)
 
-    return _predict(model, token_ids, cache, ffn), collector.result()
+    return predict_tokens(model, token_ids, cache, ffn), collector.result()
 
 
-def _predict(model: TorchModel, token_ids: Tensor, cache: SequenceCache, ffn: Ffn) -> Tensor:
+def predict_tokens(model: TorchModel, token_ids: Tensor, cache: SequenceCache, ffn: Ffn) -> Tensor:
     """Log-probabilities (n, vocab) of the token after each of token_ids (n,), which continue the cache."""
     start = cache.num_tokens
     positions = torch.arange(start, start + len(token_ids), device=token_ids.device)

@@ -46,7 +46,8 @@ def _label(row: Row) -> str:
     """Method, lambda and profile."""
     weight = "" if row["lambda"] is None else f" λ {row['lambda']:g}"
     profile = "" if row["profile"] == "uniform" else f" ({row['profile']})"
-    return f"{row['method']}{weight}{profile}"
+    method = "refined" if row["refine"] else row["method"]
+    return f"{method}{weight}{profile}"
 
 
 def _runner(row: Row) -> str:

@@ -10,7 +10,6 @@ from torch import Tensor
 from glass_core.api import SparsityParams
 from glass_core.offline.divergence import perplexity, token_kl
 from glass_core.offline.evaluate.bootstrap import Bootstrap
-from glass_core.sparsity.plan import SparsityPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +42,14 @@ class AnswerScore:
 
 
 def score_predictions(
-    log_probs: Tensor, targets: Tensor, plan: SparsityPlan | None, *, dense: Tensor, twin: Tensor | None = None
+    log_probs: Tensor, targets: Tensor, ffn_reads: float, *, dense: Tensor, twin: Tensor | None = None
 ) -> AnswerScore:
-    """Score predictions (n, vocab) of targets (n,) made under a plan against those of the dense reference, and of the
-    reference under the same condition."""
+    """Score predictions (n, vocab) of targets (n,) made with this share of FFN weights read against those of the dense
+    reference, and of the reference under the same condition."""
     return AnswerScore(
         num_tokens=len(targets),
         nll=total_nll(log_probs, targets),
-        ffn_reads=1.0 if plan is None else 1.0 - plan.sparsity,
+        ffn_reads=ffn_reads,
         from_dense=Divergence.of(dense, log_probs),
         from_twin=None if twin is None else Divergence.of(twin, log_probs),
     )
@@ -83,7 +82,7 @@ class ConditionScore:
             "sparsity": self.params.sparsity,
             "lambda": self.lambda_,
             "profile": self.params.profile,
-            "refine": False,
+            "refine": self.params.refine,
             **perplexity_of([score.nll for score in self.answers], self.num_tokens, bootstrap),
             **self._mean("kl", self._kl(), bootstrap),
             **self._mean("agreement", [score.from_dense.num_agreeing for score in self.answers], bootstrap),

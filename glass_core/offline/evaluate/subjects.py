@@ -1,6 +1,7 @@
 """Whose predictions are scored: the torch model itself, or the native runner on the same prompt and answer."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -11,9 +12,11 @@ from glass_core.engine.runner_choice import NATIVE, TORCH
 from glass_core.offline.evaluate.answers import Answer
 from glass_core.offline.evaluate.conditions import ORACLE, evaluation_selectors
 from glass_core.offline.evaluate.longform import DenseAnswer, predict_answer
+from glass_core.offline.evaluate.refined import predict_refined, run_controlled
 from glass_core.offline.generation import cache_for
 from glass_core.runners.base import Runner
 from glass_core.runners.native.scoring import NativeScorer
+from glass_core.runners.native.types import Floats
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import GlobalStatistics
@@ -21,7 +24,7 @@ from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.selection import PlanSelector
 
-Prediction = tuple[Tensor, SparsityPlan | None]
+Prediction = tuple[Tensor, float]
 
 
 class Subject(Protocol):
@@ -41,7 +44,8 @@ class Subject(Protocol):
         ...
 
     def predict(self, params: SparsityParams) -> Prediction:
-        """Log-probabilities (n, vocab) of the scored tokens under a condition, and its plan (None = dense)."""
+        """Log-probabilities (n, vocab) of the scored tokens under a condition, and the share of FFN
+        weights read for them."""
         ...
 
 
@@ -66,7 +70,9 @@ class TorchSubject:
         assert dense is not None
         observed = dense.answer_statistics if params.method == ORACLE else dense.prompt_statistics
         plan = self.selector.select(params, observed)
-        return predict_answer(self._model, dense, plan), plan
+        if plan is not None and plan.refinement is not None:
+            return predict_refined(self._model, dense, plan)
+        return predict_answer(self._model, dense, plan), _static_reads(plan)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,14 +100,27 @@ class NativeSubject:
 
     def predict(self, params: SparsityParams) -> Prediction:
         plan = self.selector.select(params, self._observed(params))
-        logits = torch.from_numpy(self.scorer.force(self._continuation, plan))
-        return torch.log_softmax(logits.to(self._device), dim=-1), plan
+        if plan is not None and plan.refinement is not None:
+            step = partial(self._refined_step, plan)
+            return run_controlled(step, len(self._continuation), plan.refinement.reads)
+        return self._log_probs(self.scorer.force(self._continuation, plan)), _static_reads(plan)
+
+    def _refined_step(self, plan: SparsityPlan, index: int, scale: float) -> tuple[Tensor, float]:
+        logits, reads = self.scorer.force_token(self._continuation[index], index, plan, scale)
+        return self._log_probs(logits), reads
+
+    def _log_probs(self, logits: Floats) -> Tensor:
+        return torch.log_softmax(torch.from_numpy(logits).to(self._device), dim=-1)
 
     def _observed(self, params: SparsityParams) -> LocalStatistics:
         if params.method == ORACLE:
             return self.scorer.observe(self._continuation)[1]
         assert self._prompt_statistics is not None
         return self._prompt_statistics
+
+
+def _static_reads(plan: SparsityPlan | None) -> float:
+    return 1.0 if plan is None else 1.0 - plan.sparsity
 
 
 def evaluation_selector(runner: Runner, statistics: GlobalStatistics | None) -> PlanSelector:
@@ -112,4 +131,5 @@ def evaluation_selector(runner: Runner, statistics: GlobalStatistics | None) -> 
         statistics=statistics,
         magnitudes=runner.neuron_magnitudes,
         selectors=evaluation_selectors(),
+        runner_refines=runner.refines,
     )

@@ -6,10 +6,11 @@ runner promises it), at prefill speed.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from glass_core.config import KV_CACHE_DTYPES, CacheConfig
 from glass_core.errors import ConfigurationError
-from glass_core.runners.base import StepRow
+from glass_core.runners.base import StepBatch, StepRow
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.runner import NativeRunner, kv_block_bytes
 from glass_core.runners.native.types import Floats
@@ -63,6 +64,19 @@ class NativeScorer:
         logits, _ = self.runner.score(self._row(answer, self._num_prompt_tokens, plan=plan), len(answer))
         self.runner.release(_SEQUENCE)
         return logits
+
+    def force_token(self, token: int, index: int, plan: SparsityPlan, scale: float) -> tuple[Floats, float]:
+        """Logits (1, vocab_size) after token number `index` of an answer under a refined plan, and the share of FFN
+        weights read for it; tokens before it must have been forced in order.
+
+        The token runs twice, for its logits and for its reads, to the same bits. Raises as `force`.
+        """
+        row = self._row((token,), self._num_prompt_tokens + index, plan=plan)
+        row = replace(row, refine_scales=(scale,))
+        logits, _ = self.runner.score(row, 1)
+        reads = self.runner.execute(StepBatch((row,))).rows[0].ffn_reads
+        assert reads is not None
+        return logits, reads
 
     def observe(self, answer: Sequence[int]) -> tuple[Floats, LocalStatistics]:
         """`force` without a plan, and the statistics of the answer alone."""
