@@ -64,13 +64,13 @@ def losses_and_gradients(points: Floats) -> tuple[Floats, Floats]:
     return _SCALES * (valley * above + bowl * below), gradients
 
 
-def descend(combine: Combine, num_steps: int = NUM_STEPS, stop_at: float = -np.inf) -> Descent:
-    """Adam from all `STARTS` along the combined gradients; ends early once each has been at `stop_at` or lower."""
-    points = np.empty((num_steps + 1, *STARTS.shape))
-    mean_losses = np.empty((num_steps + 1, len(STARTS)))
-    points[0] = STARTS
-    adam = _Adam(STARTS.shape)
-    lowest = np.full(len(STARTS), np.inf)
+def descend(combine: Combine, num_steps: int = NUM_STEPS, stop_at: float = -np.inf, starts: Floats = STARTS) -> Descent:
+    """Adam from all starts along the combined gradients; ends early once each has been at `stop_at` or lower."""
+    points = np.empty((num_steps + 1, *starts.shape))
+    mean_losses = np.empty((num_steps + 1, len(starts)))
+    points[0] = starts
+    adam = _Adam(starts.shape)
+    lowest = np.full(len(starts), np.inf)
     for step in range(num_steps + 1):
         losses, gradients = losses_and_gradients(points[step])
         mean_losses[step] = losses.mean(axis=0)
