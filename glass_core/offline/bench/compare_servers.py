@@ -115,10 +115,16 @@ class _HttpRace:
             pairs.append(Paired(title, self._peer, "tokens/s", _throughputs(rows), _throughputs(theirs), extra))
             pairs.append(Paired(f"{title}, TTFT", self._peer, "ms", _ttfts(rows), _ttfts(theirs), extra))
             if concurrency == 1:
-                streaming = [row["decode_tokens_per_second"] for row in rows]
-                what = f"{title}, while streaming"
-                pairs.append(Paired(what, "own engine", "tokens/s", streaming, self._engine[sparsity], extra))
+                pairs += self._against_engine(title, rows, sparsity)
         return pairs
+
+    def _against_engine(self, title: str, rows: Sequence[Mapping[str, Any]], sparsity: float) -> list[Paired]:
+        """Nothing when a repeat's answers came in one piece each: then there is no speed of streaming."""
+        streaming = [row["decode_tokens_per_second"] for row in rows]
+        if None in streaming:
+            return []
+        title = f"{title}, while streaming"
+        return [Paired(title, "own engine", "tokens/s", streaming, self._engine[sparsity], {"sparsity": sparsity})]
 
     def _loads(self) -> Iterator[ClosedLoop]:
         return (load for load in self._settings.loads if isinstance(load, ClosedLoop))
