@@ -43,6 +43,9 @@ class ServerMetrics:
         self._success = self._counter(
             "request_success", "Sequences that ended, by reason.", *SEQUENCE_LABELS, "finished_reason"
         )
+        self._refined = self._counter(
+            "refined_requests", "Ended sequences whose tokens chose neurons.", *SEQUENCE_LABELS
+        )
         self._rejections = self._counter(
             "admission_rejections", "Requests refused before they ran.", "model_name", "reason"
         )
@@ -80,6 +83,8 @@ class ServerMetrics:
         report, timings = finish.report, finish.timings
         labels = (model_name, report.method)
         self._success.labels(*labels, finish.reason.value).inc()
+        if report.refine:
+            self._refined.labels(*labels).inc()
         self._prompt_tokens.labels(*labels).observe(finish.num_prompt_tokens)
         self._generation_tokens.labels(*labels).observe(finish.num_generated_tokens)
         self._e2e.labels(*labels).observe(timings.e2e_seconds)

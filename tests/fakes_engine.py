@@ -184,6 +184,7 @@ class FakeStream(AsyncGenerator[TokenEvent, None]):
             sparsity=asked.sparsity,
             lambda_=lambda_,
             profile=asked.profile,
+            refine=asked.refine and not asked.is_dense,
             cost=fake_cost(self._request),
             selection_seconds=0.001,
             global_overlap=0.75,

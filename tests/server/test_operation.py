@@ -134,6 +134,14 @@ async def test_metrics_after_a_request(client: httpx.AsyncClient, engine: FakeEn
     assert sample(metrics, "glass_build_info", version=__version__) == 1
 
 
+async def test_refined_requests_are_counted(client: httpx.AsyncClient) -> None:
+    for refine in (True, True, False):
+        await client.post(CHAT, json={**HELLO, "glass_sparsity": 0.5, "glass_refine": refine})
+    metrics = (await client.get("/metrics")).text
+    assert sample(metrics, "glass_refined_requests_total", model_name="tiny", method="a_glass") == 2
+    assert sample(metrics, "glass_request_success_total", method="a_glass", finished_reason="stop") == 3
+
+
 @pytest.mark.parametrize(
     "name",
     [
