@@ -1,4 +1,4 @@
-"""Gemma 3 270M from pull to native image. Opt-in by $GLASS_TEST_GEMMA: a download of 240 MB is too much for the suite."""
+"""Gemma 3 270M from pull to native image. Opt-in by $GLASS_TEST_GEMMA: the suite does not download 240 MB."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Download or convert a model into a prepared checkpoint.
 
-NAME_OR_PATH is a known name (smollm2-135m; gemma3-270m, a base model under the Gemma Terms of Use), a local Hugging Face
-folder with safetensors, or a .gguf file. Supported families: llama, mistral, qwen2, qwen3, gemma3_text. The result lies
-in $GLASS_HOME/models (default: the user's cache folder) and is served by its name. A second pull of the same model
+NAME_OR_PATH is a known name (smollm2-135m; gemma3-270m, a base model under the Gemma Terms of Use), a local Hugging
+Face folder with safetensors, or a .gguf file. Supported families: llama, mistral, qwen2, qwen3, gemma3_text. The result
+lies in $GLASS_HOME/models (default: the user's cache folder) and is served by its name. A second pull of the same model
 returns at once.
 """
 
