@@ -33,7 +33,14 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
 }  // namespace
 
 const char* avx2_problem() { return nullptr; }
-const Kernels kAvx2Kernels = {"avx2", quantize, dot_rows, accumulate_down, kPortableKernels.attend_span};
+const Kernels kAvx2Kernels = {"avx2",
+                              quantize,
+                              dot_rows,
+                              accumulate_down,
+                              kPortableKernels.attend_span,
+                              kPortableKernels.drop_below,
+                              kPortableKernels.clear_unmarked,
+                              kPortableKernels.gather_marked};
 
 }  // namespace glass
 

@@ -18,7 +18,7 @@ from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.decode import decode_image
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.runner import NativeRunner, kv_block_bytes
-from glass_core.runners.native.types import Drawn, Floats, Indices, NativeModel, SampleRequest, StatisticsRequest
+from glass_core.runners.native.types import Floats, Indices, NativeModel, SampleRequest, StatisticsRequest, StepOutput
 from tests.parity.harness import BLOCK_SIZE, NUM_BLOCKS, greedy, make_row
 from tests.parity.variants import Variant
 
@@ -43,8 +43,9 @@ class RecordingModel:
         frequencies: Floats,
         statistics: list[StatisticsRequest],
         samples: list[SampleRequest],
-    ) -> tuple[list[Drawn], Floats, int, int]:
-        output = self._model.step(tokens, blocks, layout, frequencies, statistics, samples)
+        scales: Floats,
+    ) -> StepOutput:
+        output = self._model.step(tokens, blocks, layout, frequencies, statistics, samples, scales)
         self.last_logits = output[1].copy()
         return output
 

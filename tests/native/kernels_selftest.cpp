@@ -188,6 +188,39 @@ void compare_attention(const Kernels& kernels, const Kernels& portable, KvFormat
     }
 }
 
+// Marks, what is left of them under a threshold, and the values they move: every bit, and nothing past the end.
+void compare_selection(const Kernels& kernels, const Kernels& portable) {
+    const auto n = static_cast<size_t>(1 + below(100));
+    const std::vector<float> weights = random_floats(4 * n);
+    std::vector<float> values = random_floats(n);
+    if (below(2) == 0) values[static_cast<size_t>(below(static_cast<int>(n)))] = std::nanf("");
+    std::vector<int32_t> index;
+    for (size_t i = 0, at = 0; i < n; ++i, at += 1 + static_cast<size_t>(below(2) * below(3))) {
+        index.push_back(static_cast<int32_t>(at));
+    }
+    std::vector<uint32_t> marks((n + 31) / 32), expected_marks;
+    for (size_t i = 0; i < n; ++i) marks[i / 32] |= static_cast<uint32_t>(below(4) != 0) << (i % 32);
+    expected_marks = marks;
+    const auto count = static_cast<int32_t>(n);
+    kernels.drop_below(values.data(), weights.data(), index.data(), 0.3f, count, marks.data());
+    portable.drop_below(values.data(), weights.data(), index.data(), 0.3f, count, expected_marks.data());
+    expect(marks == expected_marks, kernels.name, "drop_below");
+    std::vector<int32_t> moved(n, -1), expected_moved(n, -1);
+    const int32_t num_moved = kernels.gather_marked(marks.data(), count, index.data(), moved.data());
+    expect(num_moved == portable.gather_marked(marks.data(), count, index.data(), expected_moved.data()), kernels.name,
+           "gather_marked: count");
+    for (size_t i = 0; i < static_cast<size_t>(num_moved); ++i) {
+        expect(moved[i] == expected_moved[i], kernels.name, "gather_marked");
+    }
+    std::vector<float> expected_values = values;
+    kernels.clear_unmarked(marks.data(), count, values.data());
+    portable.clear_unmarked(marks.data(), count, expected_values.data());
+    kernels.gather_marked(marks.data(), count, values.data(), values.data());
+    portable.gather_marked(marks.data(), count, expected_values.data(), expected_values.data());
+    expect(std::memcmp(values.data(), expected_values.data(), 4 * static_cast<size_t>(num_moved)) == 0, kernels.name,
+           "clear_unmarked");
+}
+
 }  // namespace
 
 int main() {
@@ -196,6 +229,7 @@ int main() {
         for (int round = 0; round < 30; ++round) {
             compare_attention(*find_kernels(isa), portable, KvFormat::bf16);
             compare_attention(*find_kernels(isa), portable, KvFormat::int8);
+            compare_selection(*find_kernels(isa), portable);
             for (const Format format : {Format::q4, Format::q8, Format::bf16}) {
                 compare_dots(*find_kernels(isa), portable, format);
                 compare_down(*find_kernels(isa), portable, format);

@@ -81,6 +81,7 @@ def test_two_rows_of_one_sequence_are_refused(native: NativeHarness) -> None:
 def test_the_extension_checks_what_python_passes(native: NativeHarness) -> None:
     """Memory safety does not rest on the Python side."""
     model, frequencies = native.runner._open(), np.zeros((1, 6), np.float32)
+    no_scales = np.empty(0, np.float32)
     good = {"tokens": [1, 2], "blocks": [0], "layout": [[0, 2, 1, -1, 0, 1]]}
     for name, value in [
         ("tokens", [1, VOCAB_SIZE]),
@@ -95,12 +96,14 @@ def test_the_extension_checks_what_python_passes(native: NativeHarness) -> None:
     ]:
         arrays = {key: np.array(content, np.int32) for key, content in {**good, name: value}.items()}
         with pytest.raises(ValueError, match=r"."):
-            model.step(**arrays, frequencies=frequencies, statistics=[], samples=[None])
+            model.step(**arrays, frequencies=frequencies, statistics=[], samples=[None], scales=no_scales)
     arrays = {key: np.array(content, np.int32) for key, content in good.items()}
     with pytest.raises(ValueError, match="frequencies"):
-        model.step(**arrays, frequencies=frequencies[:, :3], statistics=[], samples=[None])
+        model.step(**arrays, frequencies=frequencies[:, :3], statistics=[], samples=[None], scales=no_scales)
     with pytest.raises(ValueError, match="one per token"):
-        model.step(**arrays, frequencies=frequencies, statistics=[], samples=[])
+        model.step(**arrays, frequencies=frequencies, statistics=[], samples=[], scales=no_scales)
+    with pytest.raises(ValueError, match="scales: expected none or one per token"):
+        model.step(**arrays, frequencies=frequencies, statistics=[], samples=[None], scales=np.ones(1, np.float32))
 
 
 def test_an_empty_step_does_nothing(native: NativeHarness) -> None:

@@ -1,13 +1,14 @@
 """What a native step executed, row by row, next to what each row's plan alone would have taken.
 
-All rows of a step walk the same neurons, at least the union of their plans. FLOPs: a neuron walked was computed for
-every row, so it counts for every row, kept or masked. Bytes: a neuron was read once for all, so the bytes read are
-split evenly between the rows, to the byte, and so are those a dense step would have read. A layer's weights are counted
-once per step, although a long prefill passes over them once per tile of tokens: the later passes hit the caches.
+All rows of a step walk the same neurons, at least the union of their plans; with refined rows, the union of what their
+cascades want of up, of gate and of down. FLOPs: what was walked was computed for every token, so it counts for every
+token, kept or masked. Bytes: a weight was read once for all, so the bytes read are split evenly between the rows, to
+the byte, and so are those a dense step would have read. A layer's weights are counted once per step, although a long
+prefill passes over them once per tile of tokens: the later passes hit the caches.
 
-Planned is what the row would cost in the same step if exactly the neurons of its plan were walked: in bytes its share
-of them. So dense, computed and planned are comparable, row by row and in sum: planned <= computed <= dense, and a step
-that walks the union of one plan executes what is planned.
+Planned is what the row would cost in the same step if exactly the neurons of its plan were walked, or what the cascades
+of a refined row's tokens take: in bytes its share of them. So dense, computed and planned are comparable, row by row
+and in sum: planned <= computed <= dense, and a step that walks the union of one plan executes what is planned.
 """
 
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ from glass_core.api import StepCost
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import StepRow
 from glass_core.runners.native.ffn_work import FfnWork
-from glass_core.sparsity.flops import attention_flops, ffn_flops, lm_head_flops, projection_flops
+from glass_core.sparsity.flops import attention_flops, lm_head_flops, projection_flops
 
 
 def row_costs(
     spec: ModelSpec, rows: Sequence[StepRow], *, executed: FfnWork, dense: FfnWork, planned: Sequence[FfnWork]
 ) -> list[StepCost]:
-    """Costs in the order of the rows: the whole step's work, a dense step's, and that of each row's plan alone."""
+    """Costs in the order of the rows. `executed` and `dense` are of the step, with vectors per token; `planned` are of
+    each row alone, with the vectors of all its tokens."""
     costs = []
     for index, (row, plan) in enumerate(zip(rows, planned, strict=True)):
         num_bytes = [share_of(work.num_bytes, index, len(rows)) for work in (dense, executed, plan)]
@@ -40,11 +42,15 @@ def share_of(total: int, index: int, parts: int) -> int:
 
 
 def _row_cost(spec: ModelSpec, row: StepRow, works: Sequence[FfnWork], num_bytes: Sequence[int]) -> StepCost:
-    """`works`: of a dense step, of the executed one, of the row's plan; `num_bytes`: the row's share of each."""
+    """`works`: of a dense step, of the executed one, of the row alone; `num_bytes`: the row's share of each."""
     num_tokens = len(row.token_ids)
     per_layer = projection_flops(spec, num_tokens) + attention_flops(spec, num_tokens, row.start + num_tokens)
     other = spec.num_layers * per_layer + lm_head_flops(spec, 0 if row.sample is None else 1)
-    ffn_dense, ffn_computed, ffn_planned = (ffn_flops(spec, num_tokens, work.num_neurons) for work in works)
+    dense, computed, planned = works
+    ffn_dense, ffn_computed, ffn_planned = (
+        2 * spec.hidden_size * num_vectors
+        for num_vectors in (num_tokens * dense.num_vectors, num_tokens * computed.num_vectors, planned.num_vectors)
+    )
     bytes_dense, bytes_computed, bytes_planned = num_bytes
     return StepCost(
         flops_dense=other + ffn_dense,

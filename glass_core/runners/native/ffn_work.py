@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from glass_core.runners.native.image import ImageHeader
+from glass_core.sparsity.flops import FFN_MATRICES
 from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
 
 DOWN_GROUP = 32  # neurons that share one row of down_proj's scales
@@ -17,9 +18,10 @@ DOWN_GROUP = 32  # neurons that share one row of down_proj's scales
 
 @dataclass(frozen=True, slots=True)
 class FfnWork:
-    """Neurons computed per token, and weight bytes read for all tokens together; both summed over the layers."""
+    """Weight vectors multiplied, per token or by all tokens, and weight bytes read for all tokens together; both summed
+    over the layers. A neuron has three vectors: its rows of gate and up, its column of down."""
 
-    num_neurons: int
+    num_vectors: int
     num_bytes: int
 
 
@@ -27,13 +29,13 @@ def dense_work(header: ImageHeader) -> FfnWork:
     """Of a step that needs every neuron."""
     spec = header.spec
     num_bytes = sum(layer_bytes(header, layer, None) for layer in range(spec.num_layers))
-    return FfnWork(spec.num_layers * spec.intermediate_size, num_bytes)
+    return FfnWork(FFN_MATRICES * spec.num_layers * spec.intermediate_size, num_bytes)
 
 
 def plan_work(header: ImageHeader, plan: SparsityPlan) -> FfnWork:
-    """Of a step that needs exactly the neurons of this plan."""
+    """Of a step that needs exactly the neurons of this plan, without its refinement."""
     num_bytes = sum(layer_bytes(header, layer, neurons) for layer, neurons in enumerate(plan.neurons))
-    return FfnWork(sum(plan.budgets), num_bytes)
+    return FfnWork(FFN_MATRICES * sum(plan.budgets), num_bytes)
 
 
 def layer_bytes(header: ImageHeader, layer: int, neurons: NeuronIndices | None) -> int:

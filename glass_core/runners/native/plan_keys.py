@@ -12,7 +12,7 @@ from glass_core.sparsity.plan import SparsityPlan
 
 @dataclass(frozen=True, slots=True)
 class RegisteredPlan:
-    """A plan the extension knows under `key`. `work` is counted once: costs need it in every step."""
+    """A plan the extension knows under `key`. `work` (per token, unrefined) is counted once: every step needs it."""
 
     plan: SparsityPlan
     key: int
@@ -52,7 +52,7 @@ class PlanKeys:
         key = self._next
         self._next = (self._next + 1) % (1 << 31)
         try:
-            self._model.add_plan(key, plan.neurons)
+            self._model.add_plan(key, plan.neurons, plan.refinement)
         except ValueError as error:
             raise EngineFailureError(f"sequence {sequence_id!r}: {error}") from error
         registered = RegisteredPlan(plan, key, plan_work(self._header, plan))

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -14,7 +15,14 @@ from glass_core.models.decoder import canonical_shape
 from glass_core.models.registry import tensor_names
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, StepBatch, StepResult, StepRow
-from glass_core.runners.checks import block_problem, check_rows, statistics_problem, token_problem
+from glass_core.runners.checks import (
+    block_problem,
+    check_rows,
+    is_refined,
+    scales_problem,
+    statistics_problem,
+    token_problem,
+)
 from glass_core.runners.native.checkpoint_image import open_or_make_image
 from glass_core.runners.native.costs import row_costs
 from glass_core.runners.native.extension import load_extension, requested_isa
@@ -26,9 +34,20 @@ from glass_core.runners.native.plan_keys import PlanKeys
 from glass_core.runners.native.rope import RopeFrequencies
 from glass_core.runners.native.sample_requests import DRAW_PROBLEMS, SampleRequests
 from glass_core.runners.native.statistics import RowStatistics
-from glass_core.runners.native.types import Drawn, Floats, Indices, NativeModel, SampleRequest, StepOutput, TensorRow
+from glass_core.runners.native.types import (
+    Drawn,
+    FfnCounts,
+    Floats,
+    Indices,
+    NativeModel,
+    SampleRequest,
+    StepOutput,
+    TensorRow,
+)
 from glass_core.runners.sampling import NOT_FINITE
 from glass_core.sparsity.local_stats import LocalStatistics
+
+_NO_SCALES = np.empty(0, np.float32)
 
 
 def load(config: EngineConfig) -> "NativeRunner":
@@ -121,13 +140,18 @@ class NativeRunner:
             return StepResult(())
         samples = [self._samples.request(row.sequence_id, row.sample) for row in rows if row.sample is not None]
         output, collected = self._step(rows, [int(row.sample is not None) for row in rows], samples)
-        drawn, _, num_neurons, num_bytes = output
+        drawn, _, executed, cascades = output
         draws = iter(drawn)
-        costs = self._costs(rows, FfnWork(num_neurons, num_bytes))
+        planned = self._planned(rows, cascades)
+        costs = row_costs(self.spec, rows, executed=FfnWork(*executed), dense=self._dense_work, planned=planned)
+        results = (
+            _row_result(row, cost, None if row.sample is None else next(draws), collected.get(row.sequence_id))
+            for row, cost in zip(rows, costs, strict=True)
+        )
         return StepResult(
             tuple(
-                _row_result(row, cost, None if row.sample is None else next(draws), collected.get(row.sequence_id))
-                for row, cost in zip(rows, costs, strict=True)
+                replace(result, ffn_reads=self._ffn_reads(row, work)) if is_refined(row) else result
+                for row, result, work in zip(rows, results, planned, strict=True)
             )
         )
 
@@ -171,19 +195,30 @@ class NativeRunner:
     ) -> tuple[StepOutput, dict[str, RowStatistics]]:
         """Check the rows and run them: the extension's output, and the statistics of those that collect. `num_logits`:
         of how many last tokens of each row the logits are wanted; `samples`: one for each of these tokens."""
-        check_rows(StepBatch(tuple(rows)), self._token_problem, self._block_problem, self._statistics_problem)
+        checks = (self._token_problem, self._block_problem, self._statistics_problem, scales_problem)
+        check_rows(StepBatch(tuple(rows)), *checks)
         collected = {row.sequence_id: RowStatistics.for_row(row, self.spec) for row in rows if row.collect_statistics}
         requests = [statistics.request() for statistics in collected.values()]
         tokens, blocks, layout = self._arrays(rows, num_logits)
         try:
-            return self._open().step(tokens, blocks, layout, self._rope.of(rows), requests, samples), collected
+            output = self._open().step(tokens, blocks, layout, self._rope.of(rows), requests, samples, _scales(rows))
         except ValueError as error:
             raise EngineFailureError(f"the native step refused its input: {error}") from error
+        return output, collected
 
-    def _costs(self, rows: Sequence[StepRow], executed: FfnWork) -> list[StepCost]:
-        dense = self._dense_work
-        planned = [dense if row.plan is None else self._plans.find(row.sequence_id, row.plan).work for row in rows]
-        return row_costs(self.spec, rows, executed=executed, dense=dense, planned=planned)
+    def _planned(self, rows: Sequence[StepRow], cascades: Sequence[FfnCounts]) -> list[FfnWork]:
+        """What each row takes alone. `cascades` are those of the refined rows, in order."""
+        counted = iter(cascades)
+        return [FfnWork(*next(counted)) if is_refined(row) else self._planned_alike(row) for row in rows]
+
+    def _planned_alike(self, row: StepRow) -> FfnWork:
+        """Of a row whose tokens all take the same."""
+        plan = row.plan
+        work = self._dense_work if plan is None else self._plans.find(row.sequence_id, plan).work
+        return FfnWork(len(row.token_ids) * work.num_vectors, work.num_bytes)
+
+    def _ffn_reads(self, row: StepRow, work: FfnWork) -> float:
+        return work.num_vectors / (len(row.token_ids) * self._dense_work.num_vectors)
 
     def _arrays(self, rows: Sequence[StepRow], num_logits: Sequence[int]) -> tuple[Indices, Indices, Indices]:
         """Tokens, blocks and layout of the rows as the extension takes them."""
@@ -221,6 +256,13 @@ def _row_result(row: StepRow, cost: StepCost, drawn: Drawn | None, collected: Ro
     statistics = None if collected is None else collected.result
     snapshots = () if collected is None else collected.snapshots(len(row.snapshot_ends))
     return RowResult(cost, token, statistics, snapshots, logprobs=logprobs, error=error)
+
+
+def _scales(rows: Sequence[StepRow]) -> Floats:
+    """The factors on refined rows' thresholds, one per token of the step; none where all are 1."""
+    if not any(row.refine_scales for row in rows):
+        return _NO_SCALES
+    return np.array([scale for row in rows for scale in row.refine_scales or (1.0,) * len(row.token_ids)], np.float32)
 
 
 def _read(drawn: Drawn) -> tuple[int | None, TokenLogprobs | None, str | None]:

@@ -56,12 +56,13 @@ class NativeScorer:
         self._num_prompt_tokens = len(prompt)
         return self._collect(prompt, start=0, num_logits=0)[1]
 
-    def force(self, answer: Sequence[int], plan: SparsityPlan | None) -> Floats:
+    def force(self, answer: Sequence[int], plan: SparsityPlan | None, scales: Sequence[float] = ()) -> Floats:
         """Logits after each token of an answer to the prompt under a plan (None = dense), float32 (n, vocab_size).
 
+        `scales`, of a refined plan's thresholds: one per token, or none for 1.
         Raises ConfigurationError when prompt and answer are longer than `max_tokens`.
         """
-        logits, _ = self.runner.score(self._row(answer, self._num_prompt_tokens, plan=plan), len(answer))
+        logits, _ = self.runner.score(self._row(answer, self._num_prompt_tokens, plan=plan, scales=scales), len(answer))
         self.runner.release(_SEQUENCE)
         return logits
 
@@ -88,7 +89,13 @@ class NativeScorer:
         return logits, statistics
 
     def _row(
-        self, tokens: Sequence[int], start: int, *, plan: SparsityPlan | None = None, collect: bool = False
+        self,
+        tokens: Sequence[int],
+        start: int,
+        *,
+        plan: SparsityPlan | None = None,
+        scales: Sequence[float] = (),
+        collect: bool = False,
     ) -> StepRow:
         if start + len(tokens) > self._max_tokens:
             raise ConfigurationError(
@@ -101,5 +108,6 @@ class NativeScorer:
             block_table=self._block_table,
             plan=plan,
             collect_statistics=collect,
+            refine_scales=tuple(scales),
             num_prompt_tokens=self._num_prompt_tokens,
         )

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glass_core.models.spec import ModelSpec
+from glass_core.sparsity.refinement import Refinement
 
 FfnPath = Literal["cheapest", "union_list", "all_neurons"]
 Floats = npt.NDArray[np.float32]
@@ -27,9 +28,12 @@ Adjustments = tuple[float, float, float, Indices, Indices, Indices, Floats, Indi
 SampleRequest = tuple[float, int, float, float, tuple[int, int], int, int, Adjustments | None] | None
 # token, problem (see `DRAW_PROBLEMS`), (the token's log-probability, those of the most probable tokens)
 Drawn = tuple[int, int, tuple[float, list[tuple[int, float]]] | None]
-# of the tokens whose logits were wanted: what was drawn, the logits (valid until the next step); then the neurons
-# computed per token and the FFN weight bytes read, both summed over layers
-StepOutput = tuple[list[Drawn], Floats, int, int]
+# weight vectors (rows of up and gate, columns of down) that were multiplied and FFN weight bytes read, over all layers
+FfnCounts = tuple[int, int]
+# of the tokens whose logits were wanted: what was drawn, the logits (valid until the next step); then what the step
+# executed, vectors per token; and what the cascades of each row with a refined plan take by themselves, vectors summed
+# over its tokens
+StepOutput = tuple[list[Drawn], Floats, FfnCounts, list[FfnCounts]]
 
 
 class NativeModel(Protocol):
@@ -41,7 +45,9 @@ class NativeModel(Protocol):
     @property
     def num_threads(self) -> int: ...
 
-    def add_plan(self, key: int, layers: Sequence[Indices]) -> None: ...
+    def add_plan(self, key: int, layers: Sequence[Indices], refinement: Refinement | None) -> None:
+        """The refinement's arrays are kept alive as long as the plan, not copied."""
+        ...
 
     def remove_plan(self, key: int) -> None: ...
 
@@ -75,13 +81,15 @@ class NativeModel(Protocol):
         frequencies: Floats,
         statistics: list[StatisticsRequest],
         samples: list[SampleRequest],
+        scales: Floats,
     ) -> StepOutput:
         """Run one step.
 
         `tokens` and `blocks` of all rows, one after the other; `layout` (rows, 6): start, number of tokens, number of
         blocks, plan key (-1 = dense), collect, number of last tokens whose logits are wanted (1 to sample);
         `frequencies` (1 or tokens, num_ropes * head_dim / 2); `statistics`: one request per row that collects;
-        `samples`: one per token whose logits are wanted. Raises ValueError for rows that cannot be run.
+        `samples`: one per token whose logits are wanted; `scales`: one factor per token, which counts where its row's
+        plan is refined, or none (1 for all). Raises ValueError for rows that cannot be run.
         """
         ...
 

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -112,7 +113,7 @@ std::vector<TensorEntry> entries_of(nb::iterable tensors) {
 
 void check_sums(const ModelShape& shape, size_t rows, size_t cols) {
     if (rows != static_cast<size_t>(shape.num_layers) || cols != static_cast<size_t>(shape.intermediate_size)) {
-        throw std::invalid_argument("statistics must have the shape (num_layers, intermediate_size)");
+        throw std::invalid_argument("statistics and scores must have the shape (num_layers, intermediate_size)");
     }
 }
 
@@ -138,8 +139,12 @@ StatisticsRow statistics_of(const ModelShape& shape, nb::handle item) {
 }
 
 // Rows described by parallel arrays: (start, tokens, blocks, plan, collect, logits) each.
-std::vector<StepRow> rows_of(const Array<int32_t>& tokens, const Array<int32_t>& blocks, const Matrix<int32_t>& layout) {
+std::vector<StepRow> rows_of(const Array<int32_t>& tokens, const Array<int32_t>& blocks, const Matrix<int32_t>& layout,
+                             const Array<float>& scales) {
     if (layout.shape(1) != 6) throw std::invalid_argument("the layout of a row has 6 values");
+    if (scales.size() != 0 && scales.size() != tokens.size()) {
+        throw std::invalid_argument("scales: expected none or one per token");
+    }
     std::vector<StepRow> rows;
     size_t token = 0, block = 0;
     for (size_t r = 0; r < layout.shape(0); ++r) {
@@ -150,12 +155,44 @@ std::vector<StepRow> rows_of(const Array<int32_t>& tokens, const Array<int32_t>&
             throw std::invalid_argument("row " + std::to_string(r) + ": fewer tokens or blocks than it says");
         }
         rows.push_back(StepRow{tokens.data() + token, num_tokens, values[0], blocks.data() + block, num_blocks,
-                               values[3], values[4] != 0, values[5]});
+                               values[3], values[4] != 0, values[5],
+                               scales.size() == 0 ? nullptr : scales.data() + token});
         token += static_cast<size_t>(num_tokens);
         block += static_cast<size_t>(num_blocks);
     }
     return rows;
 }
+
+// The arrays of Python's Refinement, kept alive, not copied: the plans of many requests share them.
+class RefinementArrays {
+public:
+    RefinementArrays(nb::handle refinement, const ModelShape& shape)
+        : up_weights_(matrix(refinement, "up_weights", shape)),
+          down_norms_(matrix(refinement, "down_norms", shape)),
+          up_thresholds_(vector(refinement, "up_thresholds", shape)),
+          down_thresholds_(vector(refinement, "down_thresholds", shape)) {}
+
+    PlanRefinement view() const {
+        return {up_weights_.data(), down_norms_.data(), up_thresholds_.data(), down_thresholds_.data()};
+    }
+
+private:
+    static Matrix<float> matrix(nb::handle refinement, const char* name, const ModelShape& shape) {
+        const auto array = nb::cast<Matrix<float>>(refinement.attr(name), false);
+        check_sums(shape, array.shape(0), array.shape(1));
+        return array;
+    }
+    static Array<float> vector(nb::handle refinement, const char* name, const ModelShape& shape) {
+        const auto array = nb::cast<Array<float>>(refinement.attr(name), false);
+        if (array.size() != static_cast<size_t>(shape.num_layers)) {
+            throw std::invalid_argument(std::string(name) + " must have a value per layer");
+        }
+        return array;
+    }
+
+    Matrix<float> up_weights_, down_norms_;
+    Array<float> up_thresholds_, down_thresholds_;
+};
 
 // threads, KV blocks, positions per block, type of the KV cache
 using Sizes = std::tuple<int32_t, int32_t, int32_t, std::string>;
@@ -172,10 +209,21 @@ public:
 
     Model& model() { return model_; }
 
-    void add_plan(int32_t key, const std::vector<Array<int32_t>>& layers) {
+    void add_plan(int32_t key, const std::vector<Array<int32_t>>& layers, nb::handle refinement) {
         std::vector<NeuronRange> lists;
         for (const Array<int32_t>& layer : layers) lists.push_back({layer.data(), static_cast<int32_t>(layer.size())});
-        model_.plans().add(key, lists);
+        if (refinement.is_none()) {
+            model_.plans().add(key, lists);
+            return;
+        }
+        const RefinementArrays arrays(refinement, model_.shape());
+        model_.plans().add(key, lists, arrays.view());
+        refinements_.emplace(key, arrays);
+    }
+
+    void remove_plan(int32_t key) {
+        model_.plans().remove(key);
+        refinements_.erase(key);
     }
 
     std::tuple<double, double> time_ffn(int32_t num_rows, float density, double seconds) {
@@ -202,12 +250,12 @@ public:
     }
 
     nb::tuple step(Array<int32_t> tokens, Array<int32_t> blocks, Matrix<int32_t> layout, Matrix<float> frequencies,
-                   nb::list statistics, nb::list samples) {
+                   nb::list statistics, nb::list samples, Array<float> scales) {
         const ModelShape& shape = model_.shape();
         if (frequencies.shape(1) != static_cast<size_t>(shape.head_dim / 2) * static_cast<size_t>(shape.num_ropes)) {
             throw std::invalid_argument("frequencies must have num_ropes * head_dim / 2 columns");
         }
-        const std::vector<StepRow> rows = rows_of(tokens, blocks, layout);
+        const std::vector<StepRow> rows = rows_of(tokens, blocks, layout, scales);
         std::vector<StatisticsRow> sums;
         for (nb::handle item : statistics) sums.push_back(statistics_of(model_.shape(), item));
         const std::vector<SampleRequest> requests = sample_requests_of(samples);
@@ -219,12 +267,16 @@ public:
         // the logits stay in the model's buffer: whoever holds the array keeps the model alive
         const Logits logits(output.logits, {output.drawn.size(), static_cast<size_t>(model_.shape().vocab_size)},
                             nb::find(this));
-        return nb::make_tuple(drawn_list(output.drawn), logits, output.work.neurons, output.work.bytes);
+        nb::list cascades;
+        for (const CascadeWork& work : output.cascades) cascades.append(nb::make_tuple(work.vectors, work.bytes));
+        const nb::tuple executed = nb::make_tuple(output.work.vectors, output.work.bytes);
+        return nb::make_tuple(drawn_list(output.drawn), logits, executed, cascades);
     }
 
 private:
     Image image_;
     Model model_;
+    std::unordered_map<int32_t, RefinementArrays> refinements_;  // what the plans of these keys point to
 };
 
 }  // namespace
@@ -241,8 +293,8 @@ NB_MODULE(_native, module) {
                       const glass::Sizes&, const std::string&>(),
              nb::arg("path"), nb::arg("payload_offset"), nb::arg("payload_bytes"), nb::arg("tensors"), nb::arg("spec"),
              nb::arg("format"), nb::arg("sizes"), nb::arg("isa") = "")
-        .def("add_plan", &NativeModel::add_plan, nb::arg("key"), nb::arg("layers"))
-        .def("remove_plan", [](NativeModel& self, int32_t key) { self.model().plans().remove(key); }, nb::arg("key"))
+        .def("add_plan", &NativeModel::add_plan, nb::arg("key"), nb::arg("layers"), nb::arg("refinement").none())
+        .def("remove_plan", &NativeModel::remove_plan, nb::arg("key"))
         .def("set_ffn_break_even",
              [](NativeModel& self, const std::vector<std::tuple<int32_t, float>>& points) {
                  std::vector<glass::BreakEven> values;
@@ -258,7 +310,7 @@ NB_MODULE(_native, module) {
         .def("time_ffn", &NativeModel::time_ffn, nb::arg("num_rows"), nb::arg("density"), nb::arg("seconds"))
         .def("magnitudes", &NativeModel::magnitudes)
         .def("step", &NativeModel::step, nb::arg("tokens"), nb::arg("blocks"), nb::arg("layout"),
-             nb::arg("frequencies"), nb::arg("statistics"), nb::arg("samples"))
+             nb::arg("frequencies"), nb::arg("statistics"), nb::arg("samples"), nb::arg("scales"))
         .def_prop_ro("isa", [](NativeModel& self) { return std::string(self.model().isa()); })
         .def_prop_ro("num_threads", [](NativeModel& self) { return self.model().num_threads(); });
 }

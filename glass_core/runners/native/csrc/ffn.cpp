@@ -38,19 +38,25 @@ FfnStep::FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels&
       kernels_(kernels),
       pool_(pool),
       hidden_padded_(padded(shape.hidden_size)),
+      cascades_(shape, pool.num_threads()),
       scratch_(static_cast<size_t>(pool.num_threads())) {
     const auto values = static_cast<size_t>(std::max(kTurnValues, kTokenTile * kNeuronsPerChunk));
     for (Scratch& scratch : scratch_) {
         scratch.gate.reserve(values);
         scratch.up.reserve(values);
-        scratch.list.reserve(values);
+        for (Buffer<int32_t>* list : {&scratch.list, &scratch.gate_list, &scratch.down_list}) list->reserve(values);
+        for (Buffer<uint32_t>* marks : {&scratch.marks, &scratch.any}) marks->reserve(values / 32);
     }
 }
 
-void FfnStep::plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected) {
+void FfnStep::plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected,
+                   const std::vector<RefinedToken>& refined) {
     num_tokens_ = static_cast<int32_t>(token_plans.size());
     token_plans_ = token_plans;
     collected_ = collected;
+    refined_ = refined;
+    cascades_.plan(refined, token_plans);
+    for (Scratch& scratch : scratch_) scratch.executed = {};
     const auto tokens = static_cast<size_t>(num_tokens_), groups = static_cast<size_t>(shape_.num_groups());
     partials_.reserve(static_cast<size_t>(pool_.num_threads()) * tokens * static_cast<size_t>(hidden_padded_));
     const auto num_collected = static_cast<size_t>(*std::max_element(collected.begin(), collected.end()) + 1);
@@ -86,10 +92,17 @@ const LayerPlan* FfnStep::walk_for(int32_t layer, const Plan* shared, uint32_t* 
 
 FfnWork FfnStep::work(const ModelWeights& weights) const {
     FfnWork work;
+    if (cascades_.num_rows() > 0) {
+        for (const Scratch& scratch : scratch_) {
+            work.vectors += scratch.executed.vectors;
+            work.bytes += scratch.executed.bytes;
+        }
+        return work;
+    }
     const auto groups = static_cast<size_t>(shape_.num_groups());
     const uint32_t* words = walked_words_.data();
     for (const LayerWeights& layer : weights.layers) {
-        for (size_t group = 0; group < groups; ++group) work.neurons += std::popcount(words[group]);
+        for (size_t group = 0; group < groups; ++group) work.vectors += 3 * std::popcount(words[group]);
         work.bytes += layer_bytes(layer.ffn, words, shape_.num_groups());
         words += groups;
     }
@@ -112,32 +125,41 @@ const float* FfnStep::collected(int32_t i) const {
 void FfnStep::run(const FfnWeights& ffn, int32_t layer, Activations& x) {
     pool_.parallel([&](int thread, int) {
         for (int32_t first = 0; first < num_tokens_; first += kTokenTile) {
-            run_tile(ffn, layer, x, first, std::min(kTokenTile, num_tokens_ - first), thread);
+            run_tile(ffn, {layer, first, std::min(kTokenTile, num_tokens_ - first), thread}, x);
         }
     });
 }
 
-void FfnStep::run_tile(const FfnWeights& ffn, int32_t layer, Activations& x, int32_t first, int32_t count,
-                       int32_t thread) {
-    Scratch& scratch = scratch_[static_cast<size_t>(thread)];
+void FfnStep::run_tile(const FfnWeights& ffn, const Tile& tile, Activations& x) {
+    Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
     const ChunkLayout& layout = plans_.layout();
-    const ActivationView inputs = x.view(first, count);
-    float* output = partial_row(thread, first);
-    std::memset(output, 0, sizeof(float) * static_cast<size_t>(count) * static_cast<size_t>(hidden_padded_));
-    const int32_t per_turn = std::max(1, kTurnValues / (count * kNeuronsPerChunk));
+    const ActivationView inputs = x.view(tile.first, tile.count);
+    std::memset(partial_row(tile.thread, tile.first), 0,
+                sizeof(float) * static_cast<size_t>(tile.count) * static_cast<size_t>(hidden_padded_));
+    const int32_t per_turn = std::max(1, kTurnValues / (tile.count * kNeuronsPerChunk));
     for (int32_t i = 0; i < layout.chunks_per_thread(); i += per_turn) {
-        const int32_t chunk = layout.chunk(thread, i), num_chunks = std::min(per_turn, layout.chunks_per_thread() - i);
-        const Turn turn{chunk, num_chunks, neurons_of(layer, chunk, num_chunks, scratch)};
-        const NeuronRange& neurons = turn.neurons;
-        if (neurons.count == 0) continue;
-        const auto width = static_cast<size_t>(turn.width());
-        float *gate = scratch.gate.data(), *up = scratch.up.data();
-        kernels_.dot_rows(ffn.gate, neurons.index, 0, neurons.count, inputs, gate, width);
-        kernels_.dot_rows(ffn.up, neurons.index, 0, neurons.count, inputs, up, width);
-        activate(ffn, turn, layer, first, count, scratch);
-        kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, gate, width, count, output,
-                                 static_cast<size_t>(hidden_padded_));
+        const int32_t chunk = layout.chunk(tile.thread, i);
+        const int32_t num_chunks = std::min(per_turn, layout.chunks_per_thread() - i);
+        const Turn turn{chunk, num_chunks, neurons_of(tile.layer, chunk, num_chunks, scratch)};
+        if (turn.neurons.count == 0) continue;
+        if (cascades_.num_rows() > 0) {
+            run_cascade(ffn, turn, tile, inputs);
+        } else {
+            run_turn(ffn, turn, tile, inputs);
+        }
     }
+}
+
+void FfnStep::run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs) {
+    Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
+    const NeuronRange& neurons = turn.neurons;
+    const auto width = static_cast<size_t>(turn.width());
+    float *gate = scratch.gate.data(), *up = scratch.up.data();
+    kernels_.dot_rows(ffn.gate, neurons.index, 0, neurons.count, inputs, gate, width);
+    kernels_.dot_rows(ffn.up, neurons.index, 0, neurons.count, inputs, up, width);
+    activate(ffn, turn, tile);
+    kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, gate, width, tile.count,
+                             partial_row(tile.thread, tile.first), static_cast<size_t>(hidden_padded_));
 }
 
 NeuronRange FfnStep::neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const {
@@ -151,10 +173,11 @@ NeuronRange FfnStep::neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks
 }
 
 // z of every token, in place of its gate; 0 where the token's own plan lacks the neuron. Collected ones are copied.
-void FfnStep::activate(const FfnWeights& ffn, const Turn& turn, int32_t layer, int32_t first, int32_t count,
-                       Scratch& scratch) {
+void FfnStep::activate(const FfnWeights& ffn, const Turn& turn, const Tile& tile) {
+    Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
     const NeuronRange& neurons = turn.neurons;
-    for (int32_t t = 0; t < count; ++t) {
+    for (int32_t t = 0; t < tile.count; ++t) {
+        const int32_t token = tile.first + t;
         float* gate = scratch.gate.data() + static_cast<ptrdiff_t>(t) * turn.width();
         float* up = scratch.up.data() + static_cast<ptrdiff_t>(t) * turn.width();
         if (ffn.gate_bias != nullptr) {
@@ -162,10 +185,12 @@ void FfnStep::activate(const FfnWeights& ffn, const Turn& turn, int32_t layer, i
             add_gathered(up, ffn.up_bias, neurons.index, neurons.count);
         }
         gated_activation(shape_.activation, gate, up, neurons.count);
-        const LayerPlan& own = (*token_plans_[static_cast<size_t>(first + t)])[static_cast<size_t>(layer)];
+        const LayerPlan& own = (*token_plans_[static_cast<size_t>(token)])[static_cast<size_t>(tile.layer)];
         // whoever keeps all that is walked needs no mask
-        if (&own != walks_[static_cast<size_t>(layer)]) keep_listed(gate, neurons.index, own.words(), neurons.count);
-        if (collected_[static_cast<size_t>(first + t)] >= 0) collect(turn, first + t, gate);
+        if (&own != walks_[static_cast<size_t>(tile.layer)]) {
+            keep_listed(gate, neurons.index, own.words(), neurons.count);
+        }
+        if (collected_[static_cast<size_t>(token)] >= 0) collect(turn, token, gate);
     }
 }
 

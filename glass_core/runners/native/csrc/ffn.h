@@ -3,6 +3,9 @@
 // Rows with different plans share one walk, over the union of their plans or over all neurons, whichever is cheaper
 // (ffn_choice.h): every neuron is read once, z of a row that does not keep it is set to 0, and a 0 contributes exactly
 // nothing. A row's result is therefore the one it gets alone.
+//
+// A step with refined rows (refinement.h) multiplies in three passes, each over what some row still wants: up rows of all
+// that is walked, then gate rows, then columns of down (ffn_cascade.cpp).
 #pragma once
 
 #include <cstdint>
@@ -12,6 +15,7 @@
 #include "buffer.h"
 #include "ffn_choice.h"
 #include "plans.h"
+#include "refinement.h"
 #include "thread_pool.h"
 
 namespace glass {
@@ -25,8 +29,8 @@ inline constexpr int32_t kTurnValues = 16384;
 
 // What the FFNs of a step executed, summed over layers.
 struct FfnWork {
-    int64_t neurons = 0;  // walked: each was computed for every token of the step
-    int64_t bytes = 0;    // of neuron records and down scales
+    int64_t vectors = 0;  // rows of up and gate, columns of down: each was multiplied for every token of the step
+    int64_t bytes = 0;    // of these and of down's scales
 };
 
 class FfnStep {
@@ -34,10 +38,13 @@ public:
     FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels& kernels, ThreadPool& pool);
 
     // Lay out a step: one plan per token, and for tokens whose z is collected their place among the collected ones
-    // (-1 = not collected; collected tokens are dense).
-    void plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected);
+    // (-1 = not collected; collected tokens are dense). `refined` has an entry per token, or none if no token is.
+    void plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected,
+              const std::vector<RefinedToken>& refined);
 
     FfnWork work(const ModelWeights& weights) const;
+    // Of the refined rows, by themselves.
+    std::vector<CascadeWork> cascades(const ModelWeights& weights) const { return cascades_.work(weights); }
     FfnChoice& choice() { return choice_; }
 
     // partial(thread, token)[0, hidden) of all threads, in order, then sum to the layer's output without its bias.
@@ -51,7 +58,16 @@ public:
 private:
     struct Scratch {
         Buffer<float> gate, up;
-        Buffer<int32_t> list;
+        Buffer<int32_t> list, gate_list, down_list;
+        Buffer<uint32_t> marks, any;  // of cascades: (tokens, turn's neurons / 32), and of any token
+        FfnWork executed;  // of cascades
+    };
+    // What a thread multiplies at a time: tokens with one layer's weights.
+    struct Tile {
+        int32_t layer;
+        int32_t first;
+        int32_t count;
+        int32_t thread;
     };
     // Some successive chunks of one thread, and the row length of gate and up.
     struct Turn {
@@ -59,13 +75,20 @@ private:
         int32_t num_chunks;
         NeuronRange neurons;
         int32_t width() const { return num_chunks * kNeuronsPerChunk; }
+        int32_t mark_words() const { return width() / 32; }
     };
 
     const LayerPlan* walk_for(int32_t layer, const Plan* shared, uint32_t* words) const;
-    void run_tile(const FfnWeights& ffn, int32_t layer, Activations& x, int32_t first, int32_t count, int32_t thread);
+    void run_tile(const FfnWeights& ffn, const Tile& tile, Activations& x);
+    void run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
     NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
-    void activate(const FfnWeights& ffn, const Turn& turn, int32_t layer, int32_t first, int32_t count,
-                  Scratch& scratch);
+    void activate(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
+    void run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
+    void choose_gates(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
+    void choose_outputs(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const NeuronRange& gated);
+    NeuronRange narrow(const Turn& turn, const Tile& tile, const NeuronRange& from, float* values, int32_t* list);
+    void count_executed(const FfnWeights& ffn, const Tile& tile, int32_t num_up, int32_t num_gate,
+                        const NeuronRange& summed);
     void collect(const Turn& turn, int32_t token, const float* z);
     float* partial_row(int32_t thread, int32_t token);
 
@@ -82,6 +105,8 @@ private:
     Buffer<uint32_t> walked_words_;          // (num_layers, num_groups)
     Buffer<float> partials_;                 // (threads, tokens, hidden_padded)
     Buffer<float> z_;                        // (collected tokens, intermediate_size)
+    std::vector<RefinedToken> refined_;
+    CascadeCounts cascades_;
     std::vector<Scratch> scratch_;           // one per thread
 };
 

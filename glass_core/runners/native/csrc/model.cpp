@@ -49,6 +49,7 @@ void view_records(const Tensor& tensor, const ModelShape& shape, FfnWeights& ffn
     ffn.up = RowsView{tensor.data + row, stride, hidden_padded, shape.ffn_format};
     ffn.down = DownView{tensor.data + 2 * row, stride, nullptr, hidden_padded, shape.ffn_format};
     ffn.record_bytes = stride;
+    ffn.row_bytes = row;
     ffn.group_scale_bytes = scale_bytes(shape.ffn_format, hidden_padded);
 }
 
@@ -124,6 +125,11 @@ void ModelShape::check() const {
     for (const int32_t index : rope_indices) {
         if (index < 0 || index >= num_ropes) throw std::invalid_argument("a layer's rotary embedding does not exist");
     }
+}
+
+int64_t FfnParts::bytes(const FfnWeights& ffn) const {
+    const auto row = static_cast<int64_t>(ffn.row_bytes), record = static_cast<int64_t>(ffn.record_bytes);
+    return (up + gate) * row + down * (record - 2 * row) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes);
 }
 
 ModelWeights view_weights(const Image& image, const ModelShape& shape) {

@@ -52,7 +52,19 @@ struct FfnWeights {
     const float* up_bias;
     const float* down_bias;
     size_t record_bytes;       // of one neuron
+    size_t row_bytes;          // of its gate row, and of its up row; what is left of the record counts for down
     size_t group_scale_bytes;  // of the down scales that 32 neurons share
+};
+
+// How much of a layer's FFN is read: rows of up and of gate, columns of down, groups of 32 neurons that these are of.
+struct FfnParts {
+    int64_t up = 0;
+    int64_t gate = 0;
+    int64_t down = 0;
+    int64_t down_groups = 0;
+
+    int64_t vectors() const { return up + gate + down; }
+    int64_t bytes(const FfnWeights& ffn) const;
 };
 
 struct LayerWeights {

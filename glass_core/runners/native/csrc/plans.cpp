@@ -52,7 +52,7 @@ PlanStore::PlanStore(const ModelShape& shape, int32_t num_threads)
     dense_.assign(static_cast<size_t>(num_layers_), LayerPlan(layout_, intermediate_size_, all.data(), all.size()));
 }
 
-void PlanStore::add(int32_t key, const std::vector<NeuronRange>& lists) {
+void PlanStore::add(int32_t key, const std::vector<NeuronRange>& lists, const PlanRefinement& refinement) {
     if (key < 0 || plans_.contains(key)) throw std::invalid_argument("plan key " + std::to_string(key) + " is in use");
     if (static_cast<int32_t>(lists.size()) != num_layers_) {
         throw std::invalid_argument("the plan has " + std::to_string(lists.size()) + " layers, the model " +
@@ -61,6 +61,11 @@ void PlanStore::add(int32_t key, const std::vector<NeuronRange>& lists) {
     Plan plan;
     for (const NeuronRange& list : lists) {
         plan.emplace_back(layout_, intermediate_size_, list.index, static_cast<size_t>(list.count));
+    }
+    for (size_t layer = 0; refinement.up_weights != nullptr && layer < plan.size(); ++layer) {
+        const size_t first = layer * static_cast<size_t>(intermediate_size_);
+        plan[layer].refine({refinement.up_weights + first, refinement.down_norms + first,
+                            refinement.up_thresholds[layer], refinement.down_thresholds[layer]});
     }
     plans_.emplace(key, std::move(plan));
 }

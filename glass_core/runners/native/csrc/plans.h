@@ -48,6 +48,22 @@ struct NeuronRange {
     int32_t count;
 };
 
+// Scores and thresholds of a refined plan's layer (see refinement.h); the arrays, (intermediate_size,), are the caller's.
+struct LayerRefinement {
+    const float* up_weights = nullptr;
+    const float* down_norms = nullptr;
+    float up_threshold = 0.0f;
+    float down_threshold = 0.0f;
+};
+
+// The same of all layers, one after the other; null = the plan is not refined.
+struct PlanRefinement {
+    const float* up_weights = nullptr;
+    const float* down_norms = nullptr;
+    const float* up_thresholds = nullptr;
+    const float* down_thresholds = nullptr;
+};
+
 // The kept neurons of one layer: a list in chunk order, and the same set as one word per group.
 class LayerPlan {
 public:
@@ -62,10 +78,15 @@ public:
     const uint32_t* words() const { return words_.data(); }
     int32_t count() const { return static_cast<int32_t>(order_.size()); }
 
+    void refine(const LayerRefinement& refinement) { refinement_ = refinement; }
+    bool refined() const { return refinement_.up_weights != nullptr; }
+    const LayerRefinement& refinement() const { return refinement_; }
+
 private:
     std::vector<int32_t> order_;
     std::vector<int32_t> offsets_;
     std::vector<uint32_t> words_;
+    LayerRefinement refinement_;
 };
 
 using Plan = std::vector<LayerPlan>;
@@ -78,8 +99,9 @@ class PlanStore {
 public:
     PlanStore(const ModelShape& shape, int32_t num_threads);
 
-    // `lists[l]` are layer l's neurons. Throws std::invalid_argument for a key in use or a list that cannot be.
-    void add(int32_t key, const std::vector<NeuronRange>& lists);
+    // `lists[l]` are layer l's neurons. The arrays of the refinement must outlive the plan. Throws
+    // std::invalid_argument for a key in use or a list that cannot be.
+    void add(int32_t key, const std::vector<NeuronRange>& lists, const PlanRefinement& refinement = {});
     void remove(int32_t key) { plans_.erase(key); }
 
     // Throws std::invalid_argument for an unknown key. -1 is the dense plan.

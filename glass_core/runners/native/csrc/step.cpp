@@ -92,6 +92,7 @@ StepOutput Model::step(const std::vector<StepRow>& rows, const Frequencies& freq
         pool_.parallel([&](int thread, int n) { fold_statistics(shape_.num_layers - 1, thread, n); });
     }
     output.work = ffn_.work(weights_);
+    output.cascades = ffn_.cascades(weights_);
     sample(rows, samples, output);
     return output;
 }
@@ -149,7 +150,9 @@ void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequenci
     token_plans_.clear();
     collected_tokens_.clear();
     attention_rows_.clear();
+    refined_tokens_.clear();
     num_collected_ = 0;
+    int32_t num_refined = 0;
     for (const StepRow& row : rows) {
         const auto first_token = static_cast<int32_t>(tokens_.size());
         attention_rows_.push_back({row.start, row.num_tokens, first_token, row.blocks});
@@ -158,7 +161,12 @@ void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequenci
             tokens_.push_back({position, row.blocks[position / cache_.block_size()], position % cache_.block_size()});
             collected_tokens_.push_back(row.collect ? num_collected_++ : -1);
         }
-        token_plans_.insert(token_plans_.end(), static_cast<size_t>(row.num_tokens), &plans_.get(row.plan));
+        const Plan& plan = plans_.get(row.plan);
+        token_plans_.insert(token_plans_.end(), static_cast<size_t>(row.num_tokens), &plan);
+        const int32_t refined = plan.front().refined() ? num_refined++ : -1;
+        for (int32_t i = 0; i < row.num_tokens; ++i) {
+            refined_tokens_.push_back({refined, row.scales == nullptr ? 1.0f : row.scales[i]});
+        }
     }
     num_tokens_ = static_cast<int32_t>(tokens_.size());
     if (num_tokens_ == 0) return;
@@ -167,7 +175,7 @@ void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequenci
         rotary_.place(frequencies, token, tokens_[static_cast<size_t>(token)].position);
     }
     attention_.plan(attention_rows_);
-    ffn_.plan(token_plans_, collected_tokens_);
+    ffn_.plan(token_plans_, collected_tokens_, refined_tokens_);
 }
 
 void Model::reserve() {

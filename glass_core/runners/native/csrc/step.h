@@ -34,6 +34,7 @@ struct StepRow {
     int32_t plan;  // key, -1 = dense
     bool collect;
     int32_t num_logits;  // of so many last tokens the logits are wanted; 1 to sample from the row
+    const float* scales;  // of a refined plan's thresholds, one per token; null = 1
 };
 
 // What a step yields. Pointers stay valid until the next step.
@@ -41,6 +42,7 @@ struct StepOutput {
     const float* logits;       // (tokens whose logits were wanted, vocab_size)
     std::vector<Drawn> drawn;  // of these tokens, in the order of rows and tokens
     FfnWork work;
+    std::vector<CascadeWork> cascades;  // of the rows with a refined plan, in order
 };
 
 struct ModelOptions {
@@ -120,6 +122,7 @@ private:
     std::vector<AttentionRow> attention_rows_;
     std::vector<const Plan*> token_plans_;
     std::vector<int32_t> collected_tokens_;
+    std::vector<RefinedToken> refined_tokens_;
     int32_t num_collected_ = 0;
     Activations normed_;
     Activations mixed_;

@@ -84,6 +84,17 @@ struct Kernels {
     // that sees none gets {-inf, 0} and zeros.
     void (*attend_span)(const KeySpan& span, const float* q, const KeyRange* ranges, int32_t num_queries, float* out,
                         SoftmaxState* states);
+
+    // Choosing among n neurons, whose marks are bits: position i is bit i % 32 of bits[i / 32].
+    //
+    // Clears the marks of positions with |values[i]| * weights[index[i]] < threshold; a score that is NaN is not below.
+    void (*drop_below)(const float* values, const float* weights, const int32_t* index, float threshold, int32_t n,
+                       uint32_t* bits);
+    // values[i] = 0 where position i is not marked.
+    void (*clear_unmarked)(const uint32_t* bits, int32_t n, float* values);
+    // Copies the 4-byte values of the marked positions, in order; returns how many. `to` has room for n and may be
+    // `from`.
+    int32_t (*gather_marked)(const uint32_t* bits, int32_t n, const void* from, void* to);
 };
 
 // 127 * 128: a 15-bit number that splits into two signed bytes, high*128 + low.

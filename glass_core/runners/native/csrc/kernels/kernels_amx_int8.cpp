@@ -2,6 +2,7 @@
 // of the table `avx512_vnni`: the tiles compute integers only, the floats follow the same order.
 #include "amx_dot.h"
 #include "amx_down.h"
+#include "avx512_select.h"
 #include "tables.h"
 
 namespace glass {
@@ -43,6 +44,7 @@ void attend_span(const KeySpan& span, const float* q, const KeyRange* ranges, in
 
 }  // namespace
 
-const Kernels kAmxInt8Kernels = {"amx_int8", quantize, dot_rows, accumulate_down, attend_span};
+const Kernels kAmxInt8Kernels = {"amx_int8", quantize, dot_rows, accumulate_down, attend_span,
+                                 drop_below, clear_unmarked, gather_marked};
 
 }  // namespace glass

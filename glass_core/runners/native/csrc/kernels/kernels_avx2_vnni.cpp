@@ -3,6 +3,7 @@
 #include "avx2_primitives.h"
 
 #include "narrow_body.h"
+#include "select_body.h"
 #include "tables.h"
 
 #if !defined(__AVXVNNI__)
@@ -11,6 +12,7 @@
 
 namespace glass {
 
-const Kernels kAvx2VnniKernels = {"avx2_vnni", quantize, dot_rows, accumulate_down, attend_span};
+const Kernels kAvx2VnniKernels = {"avx2_vnni", quantize, dot_rows, accumulate_down, attend_span,
+                                  drop_below, clear_unmarked, gather_marked};
 
 }  // namespace glass

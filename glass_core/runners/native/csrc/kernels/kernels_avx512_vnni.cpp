@@ -4,6 +4,7 @@
 #include "avx512_down.h"
 #include "avx512_panel.h"
 #include "avx512_rows.h"
+#include "avx512_select.h"
 #include "tables.h"
 
 namespace glass {
@@ -90,6 +91,7 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
 
 }  // namespace
 
-const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, dot_rows, accumulate_down, attend_span};
+const Kernels kAvx512VnniKernels = {"avx512_vnni", quantize, dot_rows, accumulate_down, attend_span,
+                                    drop_below, clear_unmarked, gather_marked};
 
 }  // namespace glass

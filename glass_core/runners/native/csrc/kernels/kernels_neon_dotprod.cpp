@@ -3,10 +3,12 @@
 
 #include "narrow_body.h"
 #include "neon_attention.h"
+#include "select_body.h"
 #include "tables.h"
 
 namespace glass {
 
-const Kernels kNeonDotprodKernels = {"neon_dotprod", quantize, dot_rows, accumulate_down, attend_span};
+const Kernels kNeonDotprodKernels = {"neon_dotprod", quantize, dot_rows, accumulate_down, attend_span,
+                                     drop_below, clear_unmarked, gather_marked};
 
 }  // namespace glass

@@ -2,6 +2,7 @@
 // single one uses the dot product extension. Every result has the bits of the table `neon_dotprod`.
 #include "neon_attention.h"
 #include "neon_i8mm_dot.h"
+#include "select_body.h"
 #include "tables.h"
 
 namespace glass {
@@ -20,6 +21,7 @@ void dot_rows_i8mm(const RowsView& rows, const int32_t* index, int32_t first, in
 
 }  // namespace
 
-const Kernels kNeonI8mmKernels = {"neon_i8mm", quantize, dot_rows_i8mm, accumulate_down, attend_span};
+const Kernels kNeonI8mmKernels = {"neon_i8mm", quantize, dot_rows_i8mm, accumulate_down, attend_span,
+                                  drop_below, clear_unmarked, gather_marked};
 
 }  // namespace glass

@@ -1,6 +1,7 @@
 // Plain C++ kernels: the reference that every other ISA is tested against, and the fallback everywhere.
 #include "common.h"
 #include "portable_attention.h"
+#include "select_body.h"
 #include "tables.h"
 
 namespace glass {
@@ -132,6 +133,7 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
 
 }  // namespace
 
-const Kernels kPortableKernels = {"portable", quantize, dot_rows, accumulate_down, attend_span};
+const Kernels kPortableKernels = {"portable", quantize, dot_rows, accumulate_down, attend_span,
+                                  drop_below, clear_unmarked, gather_marked};
 
 }  // namespace glass

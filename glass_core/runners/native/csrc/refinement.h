@@ -1,0 +1,74 @@
+// Token-level refinement: of the neurons of a plan's pool, a token reads only those that its own scores call for.
+//
+// The cascade of a token in a layer: u of the pool's up rows; neurons with |u| * up_weight >= scale * up_threshold are
+// computed further, z = act(gate) * u; of those, neurons with |z| * down_norm >= scale * down_threshold reach the down
+// projection. For all others z = 0, which contributes exactly nothing, so it does not matter what of them the token's
+// batch-mates made the step compute. Scores that are not numbers are kept: the step then reports them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "buffer.h"
+#include "model.h"
+#include "plans.h"
+
+namespace glass {
+
+// Of one token: its place among the step's refined rows (-1 = its row is not refined), the factor on its thresholds.
+struct RefinedToken {
+    int32_t row = -1;
+    float scale = 1.0f;
+};
+
+// What the cascades of one refined row take by themselves, summed over layers.
+struct CascadeWork {
+    int64_t vectors = 0;  // weight vectors (rows of up and gate, columns of down) multiplied, summed over its tokens
+    int64_t bytes = 0;    // of the weights that one pass for all its tokens reads
+};
+
+// Marks, as the kernels take them: one bit per position.
+constexpr int32_t mark_words(int32_t count) { return (count + 31) / 32; }
+
+// Marks the positions whose neurons `words` (bits by neuron) has.
+void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uint32_t* marks);
+// Moves the marks of the positions that `chosen` marks together, in order.
+void gather_marks(const uint32_t* chosen, int32_t count, uint32_t* marks);
+int32_t count_marks(const uint32_t* marks, int32_t count);
+
+// What the refined rows of a step keep, as one bit per row, layer, stage and neuron, from the marks of their tokens.
+class CascadeCounts {
+public:
+    enum Stage : int32_t { gate, down };
+
+    CascadeCounts(const ModelShape& shape, int32_t num_threads);
+
+    // Lay out a step. `plans[r]` is refined row r's plan, `num_tokens[r]` its tokens.
+    void plan(const std::vector<RefinedToken>& tokens, const std::vector<const Plan*>& token_plans);
+    int32_t num_rows() const { return static_cast<int32_t>(rows_.size()); }
+
+    // Note what one token keeps of the neurons that `index` lists, group by group. Threads own whole groups.
+    void note(int32_t row, int32_t layer, Stage stage, const int32_t* index, const uint32_t* marks, int32_t count,
+              int32_t thread);
+
+    // Of every refined row, after all layers have run.
+    std::vector<CascadeWork> work(const ModelWeights& weights) const;
+
+private:
+    struct Row {
+        const Plan* plan;
+        int64_t num_tokens;
+    };
+    size_t first_word(size_t row, size_t layer, Stage stage) const;
+    int64_t row_bytes(size_t row, const ModelWeights& weights) const;
+
+    size_t num_groups_;
+    size_t num_layers_;
+    size_t num_threads_;
+    std::vector<Row> rows_;
+    Buffer<uint32_t> words_;    // (rows, layers, stages, groups)
+    Buffer<int64_t> vectors_;  // (threads, rows): of gate and down
+};
+
+}  // namespace glass

@@ -1,0 +1,265 @@
+"""Refined rows in the native runner: against the torch runner's cascades on the same weights, at the extremes, in
+batches and chunks, and to the last byte counted."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from glass_core.api import StepCost
+from glass_core.errors import EngineFailureError
+from glass_core.models.spec import ModelSpec
+from glass_core.runners.base import RowResult, StepRow
+from glass_core.runners.native.image import ImageHeader
+from glass_core.runners.native.packing import row_bytes
+from glass_core.runners.native.scoring import NativeScorer
+from glass_core.sparsity.local_stats import FloatArray
+from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.refinement import Refinement
+from tests.native.harness import FORMATS, NativeHarness, correlation_error, make_header, save_decoded
+from tests.parity.harness import Harness, greedy, make_plan, make_row, singles, split
+from tests.parity.variants import FEW_VARIANTS, Variant, random_tokens
+
+ISAS = pytest.importorskip("glass_core.runners.native._native").kernels.available_isas()
+ODD_SIZES = Variant("qwen3-odd-sizes", "qwen3", {"hidden_size": 104, "intermediate_size": 200})
+MLP_BIAS = Variant("llama-mlp-bias", "llama", {"mlp_bias": True, "num_key_value_heads": 1})
+VARIANTS = (*FEW_VARIANTS, MLP_BIAS, ODD_SIZES)
+PROMPT = random_tokens(9, seed=1)
+ANSWER = random_tokens(8, seed=2)
+SCALES = (0.5, 1.0, 2.0, 1.0, 0.25, 3.0, 1.0, 1.5)
+TOLERANCE = {"bf16": 0.015, "int8": 0.08, "int4": 0.08}
+KINDS = {"bf16": "bf16", "int8": "q8", "int4": "q4"}
+
+
+def by_name(variant: Variant) -> str:
+    return variant.name
+
+
+def refine(
+    plan: SparsityPlan, up: FloatArray, down: FloatArray, *, up_threshold: float, down_threshold: float
+) -> SparsityPlan:
+    """The plan with these score weights, and one pair of thresholds for all layers."""
+    thresholds = [np.full(len(up), value, np.float32) for value in (up_threshold, down_threshold)]
+    return replace(plan, refinement=Refinement(up, down, thresholds[0], thresholds[1], reads=0.5))
+
+
+def some_scores(spec: ModelSpec, seed: int = 3) -> FloatArray:
+    shape = (spec.num_layers, spec.intermediate_size)
+    return np.random.default_rng(seed).uniform(0.5, 2.0, shape).astype(np.float32)
+
+
+def drop_some(spec: ModelSpec, pool: Sequence[int], *, up_threshold: float = 0.4, seed: int = 0) -> SparsityPlan:
+    """Which neurons a token keeps depends on its scores; at scale 1 each stage keeps and drops many."""
+    weights, norms = some_scores(spec, seed), some_scores(spec, seed + 1)
+    plan = make_plan(spec, pool, seed=seed)
+    return refine(plan, weights, norms, up_threshold=up_threshold, down_threshold=up_threshold / 10)
+
+
+def far_from_thresholds(spec: ModelSpec, pool: Sequence[int]) -> SparsityPlan:
+    """Scores are either 0 or huge, so rounding decides nothing: about half of the pool is kept, and half of that."""
+    rng = np.random.default_rng(5)
+    up, down = ((rng.random((spec.num_layers, spec.intermediate_size)) < 0.5).astype(np.float32) for _ in range(2))
+    plan = make_plan(spec, pool, seed=1)
+    return refine(plan, up * np.float32(1e9), down * np.float32(1e12), up_threshold=1e-3, down_threshold=1e-3)
+
+
+def full_pool(spec: ModelSpec) -> tuple[int, ...]:
+    return (spec.intermediate_size,) * spec.num_layers
+
+
+def pair(header: ImageHeader, folder: Path) -> tuple[NativeHarness, Harness]:
+    """Both runners on the weights of an image in `folder`/model."""
+    return NativeHarness(header), Harness(save_decoded(header, folder / "model", folder / "decoded"))
+
+
+def reads_of(result: RowResult) -> float:
+    assert result.ffn_reads is not None
+    return result.ffn_reads
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("variant", VARIANTS, ids=by_name)
+def test_a_cascade_equals_torch(variant: Variant, image_format: str, tmp_path: Path) -> None:
+    header = make_header(variant, tmp_path / "model", image_format)
+    native, torch_runner = pair(header, tmp_path)
+    m = native.spec.intermediate_size
+    for pool in (full_pool(native.spec), (m // 2, m, 7)):
+        plan = far_from_thresholds(native.spec, pool)
+        row = make_row(ANSWER, start=len(PROMPT), plan=plan, refine_scales=SCALES, sample=greedy())
+        native.feed([PROMPT])
+        torch_runner.feed([PROMPT])
+        actual, ours = native.step(row)
+        expected, theirs = torch_runner.step(row)
+        assert correlation_error(actual[-1], expected[0].numpy()[-1]) < TOLERANCE[image_format]
+        # but for a neuron whose activation underflows
+        assert abs(reads_of(ours.rows[0]) - reads_of(theirs.rows[0])) < 0.001
+
+
+def test_scores_choose_the_neurons_that_torch_chooses(tmp_path: Path) -> None:
+    """But for the few whose scores lie within rounding of their threshold."""
+    header = make_header(FEW_VARIANTS[0], tmp_path / "model", "bf16")
+    native, torch_runner = pair(header, tmp_path)
+    plan = drop_some(native.spec, full_pool(native.spec))
+    shares = []
+    for token, scale in zip(ANSWER, SCALES, strict=True):
+        row = make_row([token], plan=plan, refine_scales=(scale,), sample=greedy())
+        actual, ours = native.step(row)
+        expected, theirs = torch_runner.step(row)
+        assert abs(reads_of(ours.rows[0]) - reads_of(theirs.rows[0])) < 0.02
+        assert correlation_error(actual[0], expected[0].numpy()[0]) < 0.03
+        shares.append(reads_of(ours.rows[0]))
+    assert 0.36 < min(shares) < 0.7 < 0.8 < max(shares) < 0.99, "the thresholds are no test"
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_the_extremes(image_format: str, isa: str, tmp_path: Path) -> None:
+    native = NativeHarness(make_header(ODD_SIZES, tmp_path, image_format), isa=isa)
+    spec, scores = native.spec, some_scores(native.spec)
+    everything, nothing = make_plan(spec, full_pool(spec)), make_plan(spec, (0,) * spec.num_layers)
+    native.feed([PROMPT])
+    cases = [((0.0, 0.0), None, 1.0), ((1e30, 0.0), nothing, 1 / 3), ((0.0, 1e30), nothing, 2 / 3)]
+    for thresholds, same_as, reads in cases:
+        plan = refine(everything, scores, scores, up_threshold=thresholds[0], down_threshold=thresholds[1])
+        row = make_row(ANSWER, start=len(PROMPT), sample=greedy())
+        logits, result = native.step(replace(row, plan=plan))
+        np.testing.assert_array_equal(logits, native.step(replace(row, plan=same_as))[0])
+        assert result.rows[0].ffn_reads == pytest.approx(reads)
+
+
+def mixed_rows(native: NativeHarness) -> tuple[StepRow, ...]:
+    """Refined rows of one token and of several, static and dense ones, a chunk of a prompt that collects."""
+    spec, m = native.spec, native.spec.intermediate_size
+    refined = [drop_some(spec, full_pool(spec)), drop_some(spec, (m // 2, m, 3), up_threshold=0.3, seed=7)]
+    for slot in range(5):
+        native.feed([PROMPT[: slot + 2]], slot=slot)
+    return (
+        make_row(ANSWER[:1], slot=0, start=2, plan=refined[0], refine_scales=(1.5,), sample=greedy()),
+        make_row(ANSWER[:5], slot=1, start=3, plan=refined[1], refine_scales=SCALES[:5], sample=greedy()),
+        make_row(ANSWER[:1], slot=2, start=4, plan=make_plan(spec, (m // 3, 0, m), seed=4), sample=greedy()),
+        make_row(ANSWER[:1], slot=3, start=5, plan=refined[0], sample=greedy()),
+        make_row(ANSWER, slot=4, start=6, collect_statistics=True, sample=greedy()),
+    )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("image_format", FORMATS)
+@pytest.mark.parametrize("variant", [ODD_SIZES, MLP_BIAS], ids=by_name)
+def test_a_batch_equals_its_rows(variant: Variant, image_format: str, isa: str, tmp_path: Path) -> None:
+    native = NativeHarness(make_header(variant, tmp_path, image_format), isa=isa)
+    rows = mixed_rows(native)
+    alone = [native.step(row) for row in rows]
+    for path in ("union_list", "all_neurons"):
+        native.runner._open().force_ffn_path(path)
+        for kept in ((0, 1, 2, 3, 4), (0, 3), (1, 2), (3, 4)):
+            together, result = native.step(*(rows[index] for index in kept))
+            for index, logits, row_result in zip(kept, together, result.rows, strict=True):
+                np.testing.assert_array_equal(logits, alone[index][0][0], err_msg=f"{path} {kept} {index}")
+                own = alone[index][1].rows[0]
+                assert row_result.ffn_reads == own.ffn_reads
+                assert row_result.cost.ffn_flops_planned == own.cost.ffn_flops_planned
+                if own.statistics is not None and row_result.statistics is not None:
+                    np.testing.assert_array_equal(row_result.statistics.sum_abs, own.statistics.sum_abs)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_chunks_equal_the_whole(image_format: str, tmp_path: Path) -> None:
+    """Also when the answer is longer than what is multiplied together."""
+    native = NativeHarness(make_header(ODD_SIZES, tmp_path, image_format), block_size=16)
+    plan, answer = drop_some(native.spec, full_pool(native.spec)), random_tokens(90, seed=4)
+    scales = tuple(float(scale) for scale in np.random.default_rng(0).uniform(0.3, 3.0, len(answer)).astype(np.float32))
+    native.feed([PROMPT])
+    whole = make_row(answer, start=len(PROMPT), plan=plan, refine_scales=scales, sample=greedy())
+    expected, (result,) = native.step(whole)[0], native.step(whole)[1].rows
+    for calls in (singles(answer), split(answer, 5, 70, 1)):
+        start, reads = 0, 0.0
+        for tokens in calls:
+            factors = scales[start : start + len(tokens)]
+            row = make_row(tokens, start=len(PROMPT) + start, plan=plan, refine_scales=factors, sample=greedy())
+            logits, step = native.step(row)
+            reads += reads_of(step.rows[0]) * len(tokens)
+            start += len(tokens)
+        np.testing.assert_array_equal(logits, expected)
+        assert reads / len(answer) == pytest.approx(reads_of(result))
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_scoring_equals_decoding(image_format: str, tmp_path: Path) -> None:
+    header = make_header(ODD_SIZES, tmp_path, image_format)
+    native, plan = NativeHarness(header), drop_some(header.spec, full_pool(header.spec))
+    with NativeScorer(header, max_tokens=len(PROMPT) + len(ANSWER), num_threads=2) as scorer:
+        scorer.read_prompt(PROMPT)
+        for scales in ((), SCALES):
+            native.feed([PROMPT])
+            forced = scorer.force(ANSWER, plan, scales)
+            for i, token in enumerate(ANSWER):
+                row = make_row([token], start=len(PROMPT) + i, plan=plan, sample=greedy())
+                decoded, _ = native.step(replace(row, refine_scales=scales[i : i + 1]))
+                np.testing.assert_array_equal(forced[i], decoded[0])
+
+
+def work_of(header: ImageHeader, plan: SparsityPlan) -> tuple[int, int]:
+    """FLOPs and bytes of one token under a plan of `far_from_thresholds`."""
+    spec, refinement = header.spec, plan.refinement
+    assert refinement is not None
+    row, vectors, num_bytes = row_bytes(KINDS[header.format], spec.hidden_size), 0, 0  # type: ignore[arg-type]
+    for layer, pool in enumerate(plan.neurons):
+        gated = pool[refinement.up_weights[layer][pool] > 0]
+        summed = gated[refinement.down_norms[layer][gated] > 0]
+        records, scales = header.tensors[f"layers.{layer}.ffn"], header.tensors.get(f"layers.{layer}.ffn_down_scales")
+        vectors += len(pool) + len(gated) + len(summed)
+        num_bytes += row * (len(pool) + len(gated)) + (records.row_bytes - 2 * row) * len(summed)
+        num_bytes += 0 if scales is None else scales.row_bytes * len(np.unique(summed // 32))
+    return 2 * spec.hidden_size * vectors, num_bytes
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_one_token_is_counted_to_the_byte(image_format: str, tmp_path: Path) -> None:
+    header = make_header(ODD_SIZES, tmp_path, image_format)
+    native = NativeHarness(header)
+    for pool in (full_pool(header.spec), (50, 200, 1)):
+        plan = far_from_thresholds(header.spec, pool)
+        flops, num_bytes = work_of(header, plan)
+        (result,) = native.step(make_row(ANSWER[:1], plan=plan, sample=greedy()))[1].rows
+        cost = result.cost
+        assert cost.ffn_flops_planned == cost.ffn_flops_computed == flops < cost.ffn_flops_dense
+        assert cost.ffn_bytes_planned == cost.ffn_bytes_computed == num_bytes < cost.ffn_bytes_dense
+        assert result.ffn_reads == pytest.approx(flops / cost.ffn_flops_dense)
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_mixed_steps_never_execute_less_than_planned(image_format: str, tmp_path: Path) -> None:
+    native = NativeHarness(make_header(ODD_SIZES, tmp_path, image_format))
+    rows = mixed_rows(native)
+    for kept in ((0, 1), (0, 3), (0, 1, 2, 3), (0, 1, 2, 3, 4)):
+        costs = [result.cost for result in native.step(*(rows[index] for index in kept))[1].rows]
+        for cost in costs:
+            assert cost.ffn_flops_planned <= cost.ffn_flops_computed <= cost.ffn_flops_dense
+            assert cost.ffn_bytes_planned <= cost.ffn_bytes_computed <= cost.ffn_bytes_dense
+        total = sum(costs, StepCost())
+        assert (total.ffn_bytes_computed == total.ffn_bytes_dense) == (4 in kept)
+
+
+def test_plans_are_forgotten_and_share_their_arrays(tmp_path: Path) -> None:
+    native = NativeHarness(make_header(ODD_SIZES, tmp_path, "int4"))
+    plan = drop_some(native.spec, full_pool(native.spec))
+    assert plan.refinement is not None
+    first = native.step(make_row(ANSWER, plan=plan, sample=greedy()))[0].copy()
+    native.runner.release("sequence-0")
+    other = replace(plan, refinement=replace(plan.refinement, up_thresholds=np.full(3, 1e30, np.float32)))
+    assert (native.step(make_row(ANSWER, plan=other, sample=greedy()))[0] != first).any()
+    np.testing.assert_array_equal(native.step(make_row(ANSWER, plan=plan, sample=greedy()))[0], first)
+
+
+def test_what_cannot_be_refined_is_refused(tmp_path: Path) -> None:
+    native = NativeHarness(make_header(ODD_SIZES, tmp_path, "int4"))
+    plan, small = drop_some(native.spec, full_pool(native.spec)), np.ones((3, 7), np.float32)
+    with pytest.raises(EngineFailureError, match="2 refine_scales for 1 tokens"):
+        native.step(make_row([1], plan=plan, refine_scales=(1.0, 1.0)))
+    misfit = refine(make_plan(native.spec, (1, 1, 1)), small, small, up_threshold=0.0, down_threshold=0.0)
+    with pytest.raises(EngineFailureError, match=r"refinement has shape \(3, 7\)"):
+        native.step(make_row([1], plan=misfit))
+    with pytest.raises(ValueError, match=r"shape \(num_layers, intermediate_size\)"):
+        native.runner._open().add_plan(9, misfit.neurons, misfit.refinement)
