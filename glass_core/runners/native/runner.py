@@ -113,7 +113,7 @@ class NativeRunner:
 
     @property
     def refines(self) -> bool:
-        return False
+        return True
 
     @property
     def num_parameters(self) -> int:
