@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from glass_core.expected_kl import ExpectedKlTables
+
 MAX_SPARSITY = 0.95
 DENSE_METHOD = "dense"
 
@@ -55,7 +57,10 @@ class SamplingParams:
 class SparsityParams:
     """What the client asked of GLASS: the share of FFN neurons to skip, the weight of the global ranking (None = the
     profile's own or 0.5), the selection method, the budget profile, a seed (only `random` uses it), and whether each
-    token chooses among all neurons (refinement; the selection method and lambda then have nothing left to choose)."""
+    token chooses among all neurons (refinement; the selection method and lambda then have nothing left to choose).
+
+    For the report: `max_kl` is the bound that `sparsity` was chosen by (None: it was asked for as a number),
+    `expected_kl` what such answers lost when the model was calibrated (None: not measured)."""
 
     sparsity: float = 0.0
     lambda_: float | None = None
@@ -63,6 +68,8 @@ class SparsityParams:
     profile: str = "uniform"
     seed: int = 0
     refine: bool = False
+    max_kl: float | None = None
+    expected_kl: float | None = None
 
     @property
     def density(self) -> float:
@@ -168,6 +175,7 @@ class SparsityReport:
     `sparsity` is the effective one: 1 - kept neurons / all neurons, and with `refine` 1 - the mean share of FFN weights
     that the decoded tokens read. `cost` covers the whole request, prefill included.
     `global_overlap` is the share of the plan's neurons that the global ranking alone would also have kept.
+    `max_kl` and `expected_kl` are those of the request's parameters.
     """
 
     method: str
@@ -179,6 +187,8 @@ class SparsityReport:
     selection_seconds: float
     global_overlap: float | None = None
     refine: bool = False
+    max_kl: float | None = None
+    expected_kl: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +230,7 @@ class EngineInfo:
 
     `methods` are the selection methods it can serve, `profiles` the budget profiles, `default_profile` the best of
     them; `refinement` maps the profiles that can be refined to the largest sparsity this is measured for;
+    `expected_kl` tells by profile and method what answers lose;
     `unavailable_methods` maps a known method to why it cannot be served. `notes` lists missing capabilities worth
     telling (shown by `/version`). `isa` is the instruction set of the runner's kernels (None: not its own, as torch's),
     `num_threads` how many threads a step computes with (None: unknown).
@@ -241,6 +252,7 @@ class EngineInfo:
     artifact: str | None = None
     default_profile: str = "uniform"
     refinement: Mapping[str, float] = field(default_factory=dict)
+    expected_kl: ExpectedKlTables = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     isa: str | None = None
     num_threads: int | None = None

@@ -188,9 +188,11 @@ class FakeStream(AsyncGenerator[TokenEvent, None]):
             cost=fake_cost(self._request),
             selection_seconds=0.001,
             global_overlap=0.75,
+            max_kl=asked.max_kl,
+            expected_kl=asked.expected_kl,
         )
         if asked.is_dense:
-            return replace(report, method=DENSE_METHOD, sparsity=0.0, lambda_=None, global_overlap=None)
+            return replace(report, method=DENSE_METHOD, sparsity=0.0, lambda_=None, global_overlap=None, refine=False)
         return report
 
     async def athrow(

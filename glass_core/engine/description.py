@@ -28,6 +28,7 @@ def describe(
         artifact=artifact,
         default_profile=selector.default_profile,
         refinement=selector.refinable,
+        expected_kl=selector.expected_kl,
         notes=_notes(runner, selector, config, max_model_len, artifact),
         isa=runner.isa,
         num_threads=runner.num_threads,
@@ -42,6 +43,11 @@ def _notes(
         notes.append("no global-statistics artifact: methods that need one are unavailable; run `glass calibrate`")
     elif selector.refinement_problem is not None:
         notes.append(f"glass_refine is unavailable: {selector.refinement_problem}")
+    if artifact is not None and not selector.expected_kl:
+        notes.append(
+            "glass_sparsity auto is unavailable: the artifact has no expected KL; "
+            "`glass calibrate MODEL --only expected-kl` measures it"
+        )
     longest = runner.spec.max_position_embeddings
     if config.max_model_len is None and max_model_len < longest:
         notes.append(f"the KV cache holds {max_model_len} of the model's {longest} positions; raise kv_cache_bytes")

@@ -227,6 +227,8 @@ class Sequence:
             selection_seconds=self.selection_seconds,
             global_overlap=None if plan is None else plan.global_overlap,
             refine=self.reads is not None,
+            max_kl=asked.max_kl,
+            expected_kl=asked.expected_kl,
         )
 
     def _effective_sparsity(self) -> float:

@@ -19,7 +19,9 @@ import safetensors
 import safetensors.numpy
 
 from glass_core.errors import ArtifactError, ConfigurationError
+from glass_core.expected_kl import ExpectedKl
 from glass_core.sparsity.budget import Profile
+from glass_core.sparsity.expected_kl_json import tables_from_json, tables_to_json
 from glass_core.sparsity.global_stats import (
     LAYER_TENSORS,
     NEURON_TENSORS,
@@ -53,6 +55,7 @@ MAX_FILE_BYTES = 256 << 20
 
 _METADATA_KEY = "manifest"
 _PROFILES_KEY = "profiles"
+_EXPECTED_KL_KEY = "expected_kl"
 _SCALE_SUFFIX = ".scale"
 # A layer's largest value is stored as this, near float16's end (65504): small values keep their precision longer.
 _FLOAT16_TOP = 32768.0
@@ -68,6 +71,8 @@ def write_artifact(path: Path, statistics: GlobalStatistics) -> None:
             tensors[name], tensors[name + _SCALE_SUFFIX] = _to_float16(tensor)
     tensors |= table_tensors(statistics.refinement)
     document = statistics.manifest.to_json_object() | {_PROFILES_KEY: _profiles_to_json(statistics.profiles)}
+    if statistics.expected_kl:
+        document[_EXPECTED_KL_KEY] = tables_to_json(statistics.expected_kl)
     metadata = {_METADATA_KEY: json.dumps(document, sort_keys=True, allow_nan=False)}
     _replace_file(path, safetensors.numpy.save(tensors, metadata))
 
@@ -75,7 +80,7 @@ def write_artifact(path: Path, statistics: GlobalStatistics) -> None:
 def read_artifact(path: Path) -> GlobalStatistics:
     """Read and check everything. Raises ArtifactError saying what was expected."""
     with _opened(path) as file:
-        manifest, profiles = _read_document(file)
+        manifest, profiles, expected_kl = _read_document(file)
         present = set(file.keys())
         tables = read_tables(file, present, manifest.num_layers)
         present = {name for name in present if not name.startswith(TABLE_PREFIX)}
@@ -85,7 +90,9 @@ def read_artifact(path: Path) -> GlobalStatistics:
             for name in NEURON_TENSORS + LAYER_TENSORS
             if name in present
         }
-        return GlobalStatistics(manifest=manifest, profiles=profiles, refinement=tables, **tensors)
+        return GlobalStatistics(
+            manifest=manifest, profiles=profiles, refinement=tables, expected_kl=expected_kl, **tensors
+        )
 
 
 def read_manifest(path: Path) -> ArtifactManifest:
@@ -124,13 +131,15 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ArtifactError(f"artifact {path}: cannot be read ({error.strerror or error})") from error
 
 
-def _read_document(file: Any) -> tuple[ArtifactManifest, dict[str, Profile]]:
+def _read_document(file: Any) -> tuple[ArtifactManifest, dict[str, Profile], dict[str, dict[str, ExpectedKl]]]:
     text = (file.metadata() or {}).get(_METADATA_KEY)
     if text is None:
         raise ArtifactError(f"no {_METADATA_KEY!r} in the metadata: expected a file written by `glass calibrate`")
     document = parse_json(text)
-    profiles = document.pop(_PROFILES_KEY, None) if isinstance(document, dict) else None
-    return manifest_from_json_object(document), _profiles_from_json(profiles)
+    is_object = isinstance(document, dict)
+    profiles = document.pop(_PROFILES_KEY, None) if is_object else None
+    expected_kl = document.pop(_EXPECTED_KL_KEY, {}) if is_object else {}
+    return manifest_from_json_object(document), _profiles_from_json(profiles), tables_from_json(expected_kl)
 
 
 def _check_names(present: set[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from glass_core.errors import ArtifactError, ArtifactMismatchError
+from glass_core.expected_kl import REFINED, ExpectedKlTables
 from glass_core.sparsity.budget import Profile
 from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.manifest import ArtifactManifest
@@ -35,6 +36,7 @@ class GlobalStatistics:
     root-mean-square of |z * dloss/dz|, measured together. `mean_abs_up`, `mean_abs_gate`, `mean_z`, `mean_square_z`:
     E|u|, E|g|, E z, E z^2; `gate_rms`: sqrt(E g^2), g after the activation. `down_norm`: ||down_proj[:, j]||.
     `sensitivity`: mean KL(dense || only this layer pruned). `refinement`: the cascade's thresholds by profile.
+    `expected_kl`: what answers under a profile lose, by method.
     Raises ArtifactError when a tensor has another shape, is not float32, or holds impossible values.
     """
 
@@ -52,6 +54,7 @@ class GlobalStatistics:
     sensitivity: FloatArray | None = None
     profiles: Mapping[str, Profile] = field(default_factory=dict)
     refinement: Mapping[str, RefinementTable] = field(default_factory=dict)
+    expected_kl: ExpectedKlTables = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, tensor in self.tensors():
@@ -62,6 +65,9 @@ class GlobalStatistics:
             self._check_profile(name, profile)
         for name, table in self.refinement.items():
             self._check_table(name, table)
+        for name, methods in self.expected_kl.items():
+            if name not in self.profiles or (REFINED in methods and name not in self.refinement):
+                raise ArtifactError(f"expected_kl of profile {name!r}, {sorted(methods)}: there is no such profile")
 
     def tensors(self) -> Iterator[tuple[str, FloatArray]]:
         """Names and values of what was measured."""

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from glass_core.api import DENSE_METHOD, MAX_SPARSITY, SparsityParams
 from glass_core.errors import ArtifactMismatchError, EngineFailureError, InvalidRequestError, MissingStatisticsError
+from glass_core.expected_kl import REFINED, ExpectedKl
 from glass_core.sparsity.artifact import GlobalStatistics
 from glass_core.sparsity.budget import (
     SENSITIVITY,
@@ -89,6 +90,20 @@ class PlanSelector:
     def refinable(self) -> Mapping[str, float]:
         """Profiles whose plans can be refined, and up to which sparsity."""
         return self._refiner.max_sparsities
+
+    @property
+    def expected_kl(self) -> dict[str, dict[str, ExpectedKl]]:
+        """What answers lose under the profiles and methods that can be served."""
+        if self._model.statistics is None:
+            return {}
+        return {
+            profile: served
+            for profile, methods in self._model.statistics.expected_kl.items()
+            if (served := {name: methods[name] for name in methods if self._serves(profile, name)})
+        }
+
+    def _serves(self, profile: str, name: str) -> bool:
+        return profile in self.refinable if name == REFINED else name in self.methods
 
     @property
     def refinement_problem(self) -> str | None:

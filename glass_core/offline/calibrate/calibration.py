@@ -1,5 +1,6 @@
 """A calibration run from corpus to artifact: draw, measure, sensitivities, write."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +11,13 @@ import torch
 
 from glass_core.offline.calibrate.corpus import (
     CorpusSequence,
+    draw_seed,
     has_chat_frame,
     make_corpus,
     max_steps,
     sampler_description,
 )
+from glass_core.offline.calibrate.expected_kl import ExpectedKlRun
 from glass_core.offline.calibrate.refinement_run import RefinementRun
 from glass_core.offline.calibrate.sensitivity import better_half, layer_sensitivity, run_dense
 from glass_core.offline.calibrate.settings import (
@@ -30,7 +33,13 @@ from glass_core.offline.progress import Progress
 from glass_core.offline.provenance import versions
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
-from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics, write_artifact
+from glass_core.sparsity.artifact import (
+    ArtifactManifest,
+    GlobalStatistics,
+    check_fingerprint,
+    read_artifact,
+    write_artifact,
+)
 from glass_core.sparsity.budget import SENSITIVITY, sensitivity_profile, uniform_profile
 from glass_core.text import TextProcessor
 
@@ -53,10 +62,34 @@ class CalibrationRun:
         """Measure everything that is not yet measured, write the artifact, drop the partial results."""
         work = WorkFolder(self.settings.key(self.model.fingerprint))
         corpus = work.corpus(lambda: self._draw_corpus(self.settings, "drawing the corpus"))
-        statistics = self._assemble(corpus, work)
+        # expected of what a server reads, rounded as the file stores it
+        unfinished = work.path / "artifact.safetensors"
+        write_artifact(unfinished, self._assemble(corpus, work))
+        statistics = self._expected_kl_run(work).add_to(read_artifact(unfinished))
         write_artifact(output, statistics)
         work.remove()
         return statistics
+
+    def add_expected_kl(self, artifact: Path, output: Path) -> GlobalStatistics:
+        """Measure what answers under an artifact's profiles lose, and write the artifact with that."""
+        statistics = read_artifact(artifact)
+        check_fingerprint(statistics, self.model.fingerprint)
+        content = hashlib.sha256(artifact.read_bytes()).hexdigest()[:16]
+        work = WorkFolder(f"{self.settings.key(self.model.fingerprint)}-{content}")
+        measured = self._expected_kl_run(work).add_to(statistics)
+        write_artifact(output, measured)
+        work.remove()
+        return measured
+
+    def _expected_kl_run(self, work: WorkFolder) -> ExpectedKlRun:
+        """On text that measured nothing else: chats or documents of its own, or a file's held-out windows."""
+        if self.settings.file is not None:
+            held_out = self._draw_corpus(self.settings, "reading held-out text")[self.settings.num_sequences :]
+            return ExpectedKlRun(self.model, held_out, self.settings.source_name, work, self.progress)
+        chats = has_chat_frame(self.text)
+        settings = self.settings.for_expected_kl(draw_seed(self.settings.seed, 0, "expected-kl"), chats=chats)
+        corpus = work.corpus(lambda: self._draw_corpus(settings, "drawing held-out text"), name="held-out")
+        return ExpectedKlRun(self.model, corpus, settings.source_name, work, self.progress)
 
     def _draw_corpus(self, settings: CalibrationSettings, task: str) -> list[CorpusSequence]:
         cache = cache_for(
@@ -80,6 +113,7 @@ class CalibrationRun:
             sensitivity=sensitivity,
             profiles={profile.name: profile for profile in profiles},
             refinement={SENSITIVITY: refinement.table(neurons, sensitivity)},
+            expected_kl={},
         )
 
     def _refinement_run(self, measured: Sequence[CorpusSequence], work: WorkFolder) -> RefinementRun:

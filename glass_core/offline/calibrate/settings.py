@@ -10,6 +10,7 @@ from glass_core.errors import ConfigurationError
 NULL_SOURCE, CHAT_SOURCE = "null", "chat"
 SENSITIVITY_DENSITY = 0.5
 NUM_REFINEMENT_SEQUENCES = 8
+NUM_EXPECTED_KL_SEQUENCES = 12
 
 # Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
 _WORK_FORMAT = 3
@@ -51,6 +52,12 @@ class CalibrationSettings:
         """Of the chats that refinement's thresholds are measured on when the corpus itself is none."""
         total = min(NUM_REFINEMENT_SEQUENCES, self.num_sequences)
         return replace(self, source=CHAT_SOURCE, num_sequences=max(total - 1, 1), num_held_out=1)
+
+    def for_expected_kl(self, seed: int, *, chats: bool) -> "CalibrationSettings":
+        """Of the text, drawn with a seed of its own, that expected KL is measured on."""
+        total = max(min(NUM_EXPECTED_KL_SEQUENCES, self.num_sequences), 2)
+        source = CHAT_SOURCE if chats else self.source
+        return replace(self, source=source, seed=seed, num_sequences=total - 1, num_held_out=1)
 
     @property
     def total_sequences(self) -> int:

@@ -8,6 +8,8 @@ import argparse
 from pathlib import Path
 
 from glass_core.config import resolve_model
+from glass_core.errors import ConfigurationError
+from glass_core.sparsity.artifact import shipped_artifact
 
 HELP = "measure a model's global statistics (the artifact)"
 
@@ -29,9 +31,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--num-held-out", type=int, default=4, help="further sequences for the layer sensitivities (default: 4)"
     )
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument(
+        "--only",
+        choices=("expected-kl",),
+        help="measure this alone, for an artifact that exists: what sparse answers lose on held-out text",
+    )
+    parser.add_argument(
+        "--artifact", type=Path, metavar="PATH", help="the artifact --only adds to (default: the one shipped)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.artifact is not None and args.only is None:
+        raise ConfigurationError("--artifact is what --only adds to: give both or neither")
     from glass_core.offline.calibrate.calibration import CalibrationRun, load_model
     from glass_core.offline.calibrate.settings import CalibrationSettings
     from glass_core.offline.progress import ConsoleProgress
@@ -50,7 +62,18 @@ def run(args: argparse.Namespace) -> int:
     calibration = CalibrationRun(
         load_model(model_dir, args.device), load_text_processor(model_dir), model_dir, name, settings, ConsoleProgress()
     )
-    statistics = calibration.execute(output)
+    if args.only is None:
+        statistics = calibration.execute(output)
+    else:
+        statistics = calibration.add_expected_kl(_artifact(args.artifact, calibration.model.fingerprint), output)
     corpus = statistics.manifest.corpus
     print(f"{output}: {output.stat().st_size:,} bytes, {corpus['num_tokens']} tokens of source {corpus['source']}")
     return 0
+
+
+def _artifact(given: Path | None, fingerprint: str) -> Path:
+    """The artifact that was named, else the shipped one. Raises ConfigurationError when none ships."""
+    found = given or shipped_artifact(fingerprint)
+    if found is None:
+        raise ConfigurationError("no artifact ships for this model: name one with --artifact")
+    return found
