@@ -21,7 +21,7 @@ from glass_core.errors import ConfigurationError
 from glass_core.offline.bench.llama_cpp import LlamaBench, llama_server_command
 from glass_core.offline.bench.load.process import LOOPBACK, ServerProcess, free_port
 from glass_core.offline.bench.session import Session
-from glass_core.offline.evaluate.answers import Answer, max_steps, sample_answers
+from glass_core.offline.evaluate.answers import Answer, encode_instruction, max_steps, sample_answers
 from glass_core.offline.evaluate.bootstrap import Bootstrap, Interval
 from glass_core.offline.evaluate.longform import DenseAnswer, run_dense
 from glass_core.offline.evaluate.scores import Divergence
@@ -142,12 +142,12 @@ def _references(
     """Answers of the checkpoint in float32 that have something to score, and its predictions on them."""
     model_dir = session.config.model_path
     model = TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
-    tokens = settings.answer_tokens
+    tokens, text = settings.answer_tokens, load_text_processor(model_dir)
     with progress.task("answering", max_steps(len(INSTRUCTIONS), tokens)) as advance:
         answers = sample_answers(
             model,
-            load_text_processor(model_dir),
-            INSTRUCTIONS,
+            text,
+            [encode_instruction(text, instruction) for instruction in INSTRUCTIONS],
             max_new_tokens=tokens,
             seed=settings.seed,
             on_step=advance,

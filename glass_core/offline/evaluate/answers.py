@@ -39,14 +39,13 @@ def encode_instruction(text: TextProcessor, instruction: str) -> tuple[int, ...]
 def sample_answers(
     model: TorchModel,
     text: TextProcessor,
-    instructions: Sequence[str],
+    prompts: Sequence[tuple[int, ...]],
     *,
     max_new_tokens: int,
     seed: int,
     on_step: Callable[[], None],
 ) -> list[Answer]:
     """Dense answers at T 0.7, top-p 0.95; the draw of prompt i depends on (seed, i) alone."""
-    prompts = [encode_instruction(text, instruction) for instruction in instructions]
     answers: list[Answer] = []
     for start in range(0, len(prompts), _BATCH_SIZE):
         batch = prompts[start : start + _BATCH_SIZE]

@@ -31,10 +31,15 @@ class Bootstrap:
         return cls(np.random.default_rng(seed).multinomial(num_answers, shares, size=NUM_RESAMPLES), seed)
 
     def interval(self, sums: Sequence[float], num_tokens: Sequence[int]) -> Interval | None:
-        """Of sum(sums) / sum(num_tokens), both per answer. None for a single answer, which has no spread."""
-        if len(sums) < 2:
+        """Of sum(sums) / sum(num_tokens), both per answer. None where fewer than two answers have tokens: no spread.
+
+        Draws that hold no token at all, possible where some answers have none, say nothing and are left out.
+        """
+        if np.count_nonzero(num_tokens) < 2:
             return None
-        ratios = self.counts @ np.array(sums, np.float64) / (self.counts @ np.array(num_tokens, np.float64))
+        totals = self.counts @ np.array(num_tokens, np.float64)
+        drawn = totals > 0
+        ratios = (self.counts @ np.array(sums, np.float64))[drawn] / totals[drawn]
         tail = (1 - LEVEL) / 2
         low, high = np.quantile(ratios, (tail, 1 - tail))
         return float(low), float(high)

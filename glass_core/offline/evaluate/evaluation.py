@@ -11,9 +11,18 @@ from torch import Tensor
 from glass_core.api import SparsityParams
 from glass_core.errors import ConfigurationError
 from glass_core.offline.evaluate.answer_file import kept_answers
-from glass_core.offline.evaluate.answers import TEMPERATURE, TOP_P, Answer, max_steps, sample_answers
+from glass_core.offline.evaluate.answers import (
+    TEMPERATURE,
+    TOP_P,
+    Answer,
+    encode_instruction,
+    max_steps,
+    sample_answers,
+)
 from glass_core.offline.evaluate.bootstrap import Bootstrap
 from glass_core.offline.evaluate.conditions import Sweep
+from glass_core.offline.evaluate.conversations import Turn, conversation_prompts
+from glass_core.offline.evaluate.lengths import length_sweep
 from glass_core.offline.evaluate.longform import run_dense
 from glass_core.offline.evaluate.scores import ConditionScore, perplexity_of, score_predictions, total_nll
 from glass_core.offline.evaluate.subjects import NativeSubject, Subject, TorchSubject
@@ -36,7 +45,8 @@ class LongformRun:
     """A loaded model, its artifact (with the file it came from), and what to evaluate.
 
     With `images`, the native runner is evaluated on each, and the model is the reference it is compared with. With an
-    `answer_file`, the answers are read from there, or put there when there is none yet.
+    `answer_file`, the answers are read from there, or put there when there is none yet; those to prompts of N tokens
+    from and to NAME-promptN. `answer_lengths`: of the answers' first so many tokens there is a report of its own.
     """
 
     model: TorchModel
@@ -50,18 +60,43 @@ class LongformRun:
     images: tuple[ImageHeader, ...] = ()
     num_threads: int | None = None
     answer_file: Path | None = None
+    answer_lengths: tuple[int, ...] = ()
+    prompt_lengths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 2:
             raise ConfigurationError(
                 f"max_new_tokens must be at least 2 (the first answer token is not scored), got {self.max_new_tokens}"
             )
+        if self.answer_lengths and not 2 <= min(self.answer_lengths) <= max(self.answer_lengths) == self.max_new_tokens:
+            raise ConfigurationError(
+                f"answer_lengths must lie between 2 and max_new_tokens = {self.max_new_tokens} and end with it, got "
+                f"{self.answer_lengths}"
+            )
 
     def execute(self, instructions: Sequence[str]) -> dict[str, Any]:
-        """`dense` and `rows` of the result. Checks every condition before anything slow starts."""
+        """`bootstrap`, `dense` and `rows` of the result, and with prompt lengths `prompt_lengths`: the same of each.
+
+        Checks every condition before anything slow starts.
+        """
         reference = TorchSubject(self.model, self._statistics())
         wanted = self.sweep.conditions(reference.selector)
-        answers = [answer for answer in self._answers(instructions) if len(answer.token_ids) > 1]
+        prompts = [encode_instruction(self.text, instruction) for instruction in instructions]
+        answers = self._answers(prompts, self.answer_file)
+        result = self._evaluate(reference, wanted, answers)
+        if self.prompt_lengths:
+            turns = self._turns(instructions, answers)
+            result["prompt_lengths"] = [
+                {"prompt_tokens": length, **self._evaluate(reference, wanted, self._continued(turns, length))}
+                for length in self.prompt_lengths
+            ]
+        return result
+
+    def _evaluate(
+        self, reference: TorchSubject, wanted: Sequence[SparsityParams], given: Sequence[Answer]
+    ) -> dict[str, Any]:
+        """`bootstrap`, `dense` and `rows` of these answers."""
+        answers = [answer for answer in given if len(answer.token_ids) > 1]
         if not answers:
             raise ConfigurationError("every answer was empty: nothing to score")
         with ExitStack() as stack:
@@ -77,8 +112,24 @@ class LongformRun:
                 "num_tokens": sum(num_tokens),
                 "num_answers": len(answers),
             },
-            "rows": [condition.row(bootstrap) for column in scores for condition in column],
+            "rows": [self._row(condition, bootstrap) for column in scores for condition in column],
         }
+
+    def _row(self, condition: ConditionScore, bootstrap: Bootstrap) -> dict[str, Any]:
+        found = [score.from_dense for score in condition.answers]
+        return {**condition.row(bootstrap), **length_sweep(found, self.answer_lengths, bootstrap)}
+
+    def _turns(self, instructions: Sequence[str], answers: Sequence[Answer]) -> list[Turn]:
+        return [
+            Turn(instruction, self.text.decode(answer.token_ids))
+            for instruction, answer in zip(instructions, answers, strict=True)
+        ]
+
+    def _continued(self, turns: Sequence[Turn], length: int) -> list[Answer]:
+        """Answers to conversations of exactly `length` tokens."""
+        file = self.answer_file
+        kept = None if file is None else file.with_stem(f"{file.stem}-prompt{length}")
+        return self._answers(conversation_prompts(self.text, turns, length), kept)
 
     def _statistics(self) -> GlobalStatistics | None:
         return None if self.artifact is None else self.artifact[0]
@@ -89,21 +140,16 @@ class LongformRun:
         scorers = [NativeScorer(image, max_tokens=longest, num_threads=self.num_threads) for image in self.images]
         return [NativeSubject.on(stack.enter_context(scorer), self._statistics()) for scorer in scorers]
 
-    def _answers(self, instructions: Sequence[str]) -> list[Answer]:
-        if self.answer_file is None:
-            return self._sample(instructions)
-        return kept_answers(self.answer_file, self._origin(instructions), lambda: self._sample(instructions))
+    def _answers(self, prompts: Sequence[tuple[int, ...]], file: Path | None) -> list[Answer]:
+        if file is None:
+            return self._sample(prompts)
+        return kept_answers(file, self._origin(prompts), lambda: self._sample(prompts))
 
-    def _sample(self, instructions: Sequence[str]) -> list[Answer]:
-        steps = max_steps(len(instructions), self.max_new_tokens)
+    def _sample(self, prompts: Sequence[tuple[int, ...]]) -> list[Answer]:
+        steps = max_steps(len(prompts), self.max_new_tokens)
         with self.progress.task("sampling dense answers", steps) as advance:
             return sample_answers(
-                self.model,
-                self.text,
-                instructions,
-                max_new_tokens=self.max_new_tokens,
-                seed=self.seed,
-                on_step=advance,
+                self.model, self.text, prompts, max_new_tokens=self.max_new_tokens, seed=self.seed, on_step=advance
             )
 
     def _in_progress(self, answers: Sequence[Answer]) -> Iterator[Answer]:
@@ -137,6 +183,8 @@ class LongformRun:
             "model": self.model_name,
             "prompts": prompts,
             **self._sampling(),
+            "answer_lengths": list(self.answer_lengths),
+            "prompt_tokens": list(self.prompt_lengths),
             "device": str(self.model.device),
             "images": [{"format": image.format, "exact": image.exact} for image in self.images],
             "artifact": None if path is None else path.name,
@@ -155,9 +203,9 @@ class LongformRun:
             "seed": self.seed,
         }
 
-    def _origin(self, instructions: Sequence[str]) -> dict[str, Any]:
+    def _origin(self, prompts: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         """All that the answers depend on."""
-        return {**self._sampling(), "instructions": list(instructions)}
+        return {**self._sampling(), "prompts": [list(prompt) for prompt in prompts]}
 
 
 def _empty_scores(subjects: Sequence[Subject], wanted: Sequence[SparsityParams]) -> list[list[ConditionScore]]:

@@ -50,6 +50,12 @@ def _label(row: Row) -> str:
     return f"{method}{weight}{profile}"
 
 
+def condition_labels(rows: Sequence[Row]) -> list[str]:
+    """A name of each row's condition: what distinguishes it, and its sparsity."""
+    several = len({_runner(row) for row in rows}) > 1
+    return [f"{_label(row)} at {row['sparsity']:g}" + (f" on {_runner(row)}" if several else "") for row in rows]
+
+
 def _runner(row: Row) -> str:
     return f"{row['runner']} {row['dtype']}"
 

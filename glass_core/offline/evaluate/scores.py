@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from glass_core.api import SparsityParams
@@ -12,21 +14,34 @@ from glass_core.offline.divergence import perplexity, token_kl
 from glass_core.offline.evaluate.bootstrap import Bootstrap
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Divergence:
-    """From a reference's predictions on one answer, summed over its tokens: KL in nats, equal best tokens."""
+    """From a reference's predictions on one answer, per token (n,): KL in nats, whether the best tokens are equal."""
 
-    kl: float
-    num_agreeing: int
+    token_kl: npt.NDArray[np.float64]
+    agrees: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, reference: Tensor, other: Tensor) -> "Divergence":
         """Of log-probabilities (n, vocab)."""
         same = other.argmax(dim=-1) == reference.argmax(dim=-1)
-        return cls(float(token_kl(reference, other).sum()), int(same.sum()))
+        return cls(token_kl(reference, other).double().cpu().numpy(), same.cpu().numpy())
+
+    @property
+    def kl(self) -> float:
+        """Sum over the tokens."""
+        return float(self.token_kl.sum())
+
+    @property
+    def num_agreeing(self) -> int:
+        return int(self.agrees.sum())
+
+    def span(self, start: int, end: int) -> "Divergence":
+        """That of the tokens start ... end - 1, as many of them as there are."""
+        return Divergence(self.token_kl[start:end], self.agrees[start:end])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class AnswerScore:
     """Sums over one answer's scored tokens; `nll` in nats; `ffn_reads` is the share of FFN weights read per token.
 

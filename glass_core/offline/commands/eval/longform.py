@@ -1,6 +1,22 @@
-"""Measure the quality of sparse models against the dense one.
+"""Long answers, teacher-forced: what sparse decoding costs after a dense prompt.
 
-longform   answers of the dense model, teacher-forced under every method, sparsity and lambda
+The dense model answers every prompt (temperature 0.7, top-p 0.95). Then each condition, its neurons chosen from the
+prompt alone, is teacher-forced on that answer with dense prompt KV. Reported per answer token: perplexity, mean
+KL(dense || sparse), top-1 agreement, and the share of FFN weights read. `oracle` chooses from the answer's own
+statistics: the bound for any plan that stays fixed during an answer. `refined` (--refine on) chooses for every token,
+one token at a time with its thresholds adjusted as in the server. Every figure has a 95 % bootstrap interval over
+the answers.
+
+With --runner native the float32 torch model stays the reference, and every condition is measured on both: on the native
+runner also the KL from the reference under the same condition.
+
+A prompt file has one JSON object with an `instruction` per line. Skipped are entries whose first `instances` item has a
+non-empty `input`, and instructions of --max-prompt-chars characters or more.
+
+--prompt-tokens 8,32,128,512 repeats all of it for prompts of exactly so many tokens, sampling answers to these: a
+prompt is the end of a conversation whose last turn is the instruction and whose earlier turns are the file's
+instructions before it with the dense model's answers. Several --max-new-tokens report each span of the longest answers,
+and all tokens up to each length, from one run.
 """
 
 import argparse
@@ -16,36 +32,10 @@ if TYPE_CHECKING:
 
 TORCH, NATIVE = "torch_runner", "native"
 _TORCH_DTYPES, _NATIVE_DTYPES = ("float32", "bfloat16"), ("int4", "int8", "bf16")
-HELP = "measure quality: perplexity and KL of sparse against dense"
-_LONGFORM = """\
-The dense model answers every prompt (temperature 0.7, top-p 0.95). Then each condition, its neurons chosen from the
-prompt alone, is teacher-forced on that answer with dense prompt KV. Reported per answer token: perplexity, mean
-KL(dense || sparse), top-1 agreement, and the share of FFN weights read. `oracle` chooses from the answer's own
-statistics: the bound for any plan that stays fixed during an answer. `refined` (--refine on) chooses for every token,
-one token at a time with its thresholds adjusted as in the server. Every figure has a 95 % bootstrap interval over
-the answers.
-
-With --runner native the float32 torch model stays the reference, and every condition is measured on both: on the native
-runner also the KL from the reference under the same condition.
-
-A prompt file has one JSON object with an `instruction` per line. Skipped are entries whose first `instances` item has a
-non-empty `input`, and instructions of --max-prompt-chars characters or more.
-"""
+HELP = "teacher-forced long answers, at several prompt and answer lengths"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    protocols = parser.add_subparsers(dest="protocol", metavar="PROTOCOL", required=True)
-    _add_longform(
-        protocols.add_parser(
-            "longform",
-            help="teacher-forced long answers",
-            description=_LONGFORM,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    )
-
-
-def _add_longform(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a pulled model's name or a model folder")
     parser.add_argument("--prompts", type=Path, required=True, metavar="FILE.jsonl")
     parser.add_argument("--methods", default="griffin,a_glass,oracle", help="comma-separated; also dense and oracle")
@@ -62,7 +52,15 @@ def _add_longform(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--artifact", type=Path, help="global statistics (default: those shipped for the model)")
     parser.add_argument("--limit", type=int, default=20, help="use the first N prompts (default: 20)")
     parser.add_argument("--max-prompt-chars", type=int, default=120, help="skip longer instructions (default: 120)")
-    parser.add_argument("--max-new-tokens", type=int, default=192, help="length of the answers (default: 192)")
+    parser.add_argument(
+        "--max-new-tokens",
+        default="192",
+        metavar="N[,N...]",
+        help="length of the answers; of several, the largest is sampled and each is reported (default: 192)",
+    )
+    parser.add_argument(
+        "--prompt-tokens", metavar="N[,N...]", help="also evaluate conversations cut to their last N tokens"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the answers and of `random` (default: 0)")
     parser.add_argument(
         "--answers", type=Path, metavar="FILE.json", help="take the answers from this file, or put them there for later"
@@ -82,14 +80,11 @@ def _add_longform(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    return _run_longform(args)
-
-
-def _run_longform(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from glass_core.offline.evaluate.prompts import read_prompts
     from glass_core.offline.evaluate.report import plot_curves, print_table
+    from glass_core.offline.evaluate.sweep_report import plot_sweeps, print_sweeps
     from glass_core.offline.results import write_result
 
     instructions = read_prompts(args.prompts, limit=args.limit, max_chars=args.max_prompt_chars)
@@ -99,11 +94,13 @@ def _run_longform(args: argparse.Namespace) -> int:
         **evaluation.execute(instructions),
     }
     print_table(result, Console())
+    print_sweeps(result, Console())
     if args.json is not None:
         write_result(args.json, result)
     plot = _plot_path(args)
     if plot is not None:
         plot_curves(result, plot)
+        plot_sweeps(result, plot.with_stem(f"{plot.stem}-lengths"))
     return 0
 
 
@@ -119,7 +116,7 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
     from glass_core.engine.loading import load_statistics
     from glass_core.offline.evaluate.conditions import Sweep
     from glass_core.offline.evaluate.evaluation import LongformRun
-    from glass_core.offline.flags import parse_floats, parse_names
+    from glass_core.offline.flags import parse_counts, parse_floats, parse_names
     from glass_core.offline.progress import ConsoleProgress
     from glass_core.runners.torch_runner.model import TorchModel
     from glass_core.text import load_text_processor
@@ -132,6 +129,7 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
         seed=args.seed,
         refine=_refine_modes(args.refine),
     )
+    lengths = parse_counts(args.max_new_tokens, "--max-new-tokens")
     model_dir = resolve_model(args.model)
     formats = _native_formats(args)
     dtype = "float32" if formats or args.dtype == AUTO else args.dtype
@@ -143,12 +141,14 @@ def _longform_run(args: argparse.Namespace) -> "LongformRun":
         text=load_text_processor(model_dir),
         artifact=load_statistics(config, model.fingerprint),
         sweep=sweep,
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=max(lengths),
         seed=args.seed,
         progress=ConsoleProgress(),
         images=_images(model_dir, formats),
         num_threads=args.threads,
         answer_file=args.answers,
+        answer_lengths=tuple(sorted(lengths)) if len(lengths) > 1 else (),
+        prompt_lengths=() if args.prompt_tokens is None else parse_counts(args.prompt_tokens, "--prompt-tokens"),
     )
 
 

@@ -1,0 +1,20 @@
+"""Measure quality: how far sparse answers are from the dense model's.
+
+longform  answers of the dense model, teacher-forced under every method, sparsity and lambda; prompt and answer lengths
+"""
+
+import argparse
+
+from glass_core.offline.commands.eval import longform
+from glass_core.offline.subcommands import Command, add_commands
+
+HELP = "measure quality: perplexity and KL of sparse against dense"
+_PROTOCOLS: dict[str, Command] = {"longform": longform}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_commands(parser, _PROTOCOLS, dest="protocol", metavar="PROTOCOL")
+
+
+def run(args: argparse.Namespace) -> int:
+    return _PROTOCOLS[args.protocol].run(args)
