@@ -62,7 +62,7 @@ def test_a_base_models_conversation_is_questions_and_answers(tmp_path: Path) -> 
     base = save_tiny_model(tmp_path / "base", "llama")
     (base / "chat_template.jinja").unlink()
     text = load_text_processor(base)
-    (_, second) = conversation_prompts(text, [Turn("Who?", " the fox"), Turn("Where?", " sea")], 12)
+    (_, second) = conversation_prompts(text, [Turn("Who?", " the fox"), Turn("Where?", " sea")], 40)
     assert text.decode(second).endswith("the fox\n\nQuestion: Where?\nAnswer:")
 
 

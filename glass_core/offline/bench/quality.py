@@ -56,9 +56,14 @@ class Score:
     @classmethod
     def of(cls, references: Sequence[Tensor], others: Sequence[Tensor], *, seed: int = 0) -> "Score":
         """Of log-probabilities (n, vocab) per answer."""
-        found = [Divergence.of(mine, theirs) for mine, theirs in zip(references, others, strict=True)]
+        pairs = zip(references, others, strict=True)
+        return cls.over([Divergence.of(mine, theirs) for mine, theirs in pairs], seed=seed)
+
+    @classmethod
+    def over(cls, found: Sequence[Divergence], *, seed: int = 0) -> "Score":
+        """Of one divergence per answer."""
         kl, same = [one.kl for one in found], [one.num_agreeing for one in found]
-        num_tokens = [len(reference) for reference in references]
+        num_tokens = [len(one.agrees) for one in found]
         bootstrap, total = Bootstrap.over(len(found), seed), sum(num_tokens)
         intervals = bootstrap.interval(kl, num_tokens), bootstrap.interval(same, num_tokens)
         return cls(sum(kl) / total, sum(same) / total, total, *intervals)
@@ -98,7 +103,9 @@ def measure_quality(session: Session, settings: QualitySettings, progress: Progr
             rows.append({"side": "ours", "sparsity": sparsity, **asdict(score)})
             advance()
         for peer in settings.peers:
-            score = Score.of(log_probs, _their_log_probs(settings, peer, answers, session.spec.vocab_size))
+            assert settings.llama_server is not None
+            theirs = peer_log_probs(settings.llama_server, peer, answers, session.spec.vocab_size)
+            score = Score.of(log_probs, theirs)
             rows.append({"side": peer.label, **asdict(score)})
             advance()
     return rows
@@ -171,15 +178,12 @@ def _our_log_probs(
     return found
 
 
-def _their_log_probs(
-    settings: QualitySettings, peer: LlamaBench, answers: Sequence[Answer], vocab_size: int
-) -> list[Tensor]:
+def peer_log_probs(llama_server: Path, peer: LlamaBench, answers: Sequence[Answer], vocab_size: int) -> list[Tensor]:
     """As `_our_log_probs`, from a llama-server that keeps the prompt's keys and values between the requests."""
-    assert settings.llama_server is not None
     longest = max(len(answer.prompt) + len(answer.token_ids) for answer in answers)
     port = free_port()
     command = llama_server_command(
-        settings.llama_server, peer.gguf, port, num_threads=peer.num_threads, num_slots=1, num_tokens=longest + 8
+        llama_server, peer.gguf, port, num_threads=peer.num_threads, num_slots=1, num_tokens=longest + 8
     )
     with ServerProcess(command, port, "/health"), httpx.Client(trust_env=False, timeout=120.0) as client:
         url = f"http://{LOOPBACK}:{port}/completion"

@@ -136,4 +136,5 @@ def _selector(config: EngineConfig, runner: Runner) -> PlanSelector:
         intermediate_size=runner.spec.intermediate_size,
         statistics=None if found is None else found[0],
         magnitudes=runner.neuron_magnitudes,
+        runner_refines=runner.refines,
     )

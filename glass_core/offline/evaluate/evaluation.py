@@ -79,10 +79,9 @@ class LongformRun:
 
         Checks every condition before anything slow starts.
         """
-        reference = TorchSubject(self.model, self._statistics())
+        reference = TorchSubject(self.model, self.statistics)
         wanted = self.sweep.conditions(reference.selector)
-        prompts = [encode_instruction(self.text, instruction) for instruction in instructions]
-        answers = self._answers(prompts, self.answer_file)
+        answers = self._all_answers(instructions)
         result = self._evaluate(reference, wanted, answers)
         if self.prompt_lengths:
             turns = self._turns(instructions, answers)
@@ -96,13 +95,11 @@ class LongformRun:
         self, reference: TorchSubject, wanted: Sequence[SparsityParams], given: Sequence[Answer]
     ) -> dict[str, Any]:
         """`bootstrap`, `dense` and `rows` of these answers."""
-        answers = [answer for answer in given if len(answer.token_ids) > 1]
-        if not answers:
-            raise ConfigurationError("every answer was empty: nothing to score")
+        answers = _scorable(given)
         with ExitStack() as stack:
-            subjects = [reference, *self._native(stack, answers)]
+            subjects = [reference, *self.native_subjects(stack, answers)]
             scores = _empty_scores(subjects, wanted)
-            nll = [self._score(answer, subjects, scores) for answer in self._in_progress(answers)]
+            nll = [self._score(answer, subjects, scores) for answer in self.in_progress(answers)]
         bootstrap = Bootstrap.over(len(answers), self.seed)
         num_tokens = [len(answer.token_ids) - 1 for answer in answers]
         return {
@@ -131,14 +128,24 @@ class LongformRun:
         kept = None if file is None else file.with_stem(f"{file.stem}-prompt{length}")
         return self._answers(conversation_prompts(self.text, turns, length), kept)
 
-    def _statistics(self) -> GlobalStatistics | None:
+    @property
+    def statistics(self) -> GlobalStatistics | None:
         return None if self.artifact is None else self.artifact[0]
 
-    def _native(self, stack: ExitStack, answers: Sequence[Answer]) -> list[Subject]:
+    def native_subjects(self, stack: ExitStack, answers: Sequence[Answer]) -> list[Subject]:
         """The native runner on every image, open as long as the stack."""
         longest = max(len(answer.prompt) + len(answer.token_ids) for answer in answers)
         scorers = [NativeScorer(image, max_tokens=longest, num_threads=self.num_threads) for image in self.images]
-        return [NativeSubject.on(stack.enter_context(scorer), self._statistics()) for scorer in scorers]
+        return [NativeSubject.on(stack.enter_context(scorer), self.statistics) for scorer in scorers]
+
+    def answers_to(self, instructions: Sequence[str]) -> list[Answer]:
+        """The dense model's answers with something to score. Raises ConfigurationError when there is none."""
+        return _scorable(self._all_answers(instructions))
+
+    def _all_answers(self, instructions: Sequence[str]) -> list[Answer]:
+        """One per instruction, empty ones included."""
+        prompts = [encode_instruction(self.text, instruction) for instruction in instructions]
+        return self._answers(prompts, self.answer_file)
 
     def _answers(self, prompts: Sequence[tuple[int, ...]], file: Path | None) -> list[Answer]:
         if file is None:
@@ -152,7 +159,7 @@ class LongformRun:
                 self.model, self.text, prompts, max_new_tokens=self.max_new_tokens, seed=self.seed, on_step=advance
             )
 
-    def _in_progress(self, answers: Sequence[Answer]) -> Iterator[Answer]:
+    def in_progress(self, answers: Sequence[Answer]) -> Iterator[Answer]:
         with self.progress.task("scoring answers", len(answers)) as advance:
             for answer in answers:
                 yield answer
@@ -206,6 +213,13 @@ class LongformRun:
     def _origin(self, prompts: Sequence[tuple[int, ...]]) -> dict[str, Any]:
         """All that the answers depend on."""
         return {**self._sampling(), "prompts": [list(prompt) for prompt in prompts]}
+
+
+def _scorable(answers: Sequence[Answer]) -> list[Answer]:
+    found = [answer for answer in answers if len(answer.token_ids) > 1]
+    if not found:
+        raise ConfigurationError("every answer was empty: nothing to score")
+    return found
 
 
 def _empty_scores(subjects: Sequence[Subject], wanted: Sequence[SparsityParams]) -> list[list[ConditionScore]]:

@@ -20,7 +20,7 @@ def print_table(result: Mapping[str, Any], console: Console) -> None:
     for name in ("ppl", "KL", "top-1", "KL to same" if compared else "reads"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result["rows"]:
-        label = f"{_label(row)} at {row['sparsity']:g}"
+        label = f"{label_of(row)} at {row['sparsity']:g}"
         table.add_row(
             f"{_runner(row)}\n{label}" if compared else label,
             with_interval(row, "ppl", "{:.2f}"),
@@ -42,8 +42,8 @@ def with_interval(row: Row, name: str, form: str) -> str:
     return form.format(row[name]) + bounds
 
 
-def _label(row: Row) -> str:
-    """Method, lambda and profile."""
+def label_of(row: Row) -> str:
+    """A row's method, lambda and profile."""
     weight = "" if row["lambda"] is None else f" λ {row['lambda']:g}"
     profile = "" if row["profile"] == "uniform" else f" ({row['profile']})"
     method = "refined" if row["refine"] else row["method"]
@@ -53,7 +53,7 @@ def _label(row: Row) -> str:
 def condition_labels(rows: Sequence[Row]) -> list[str]:
     """A name of each row's condition: what distinguishes it, and its sparsity."""
     several = len({_runner(row) for row in rows}) > 1
-    return [f"{_label(row)} at {row['sparsity']:g}" + (f" on {_runner(row)}" if several else "") for row in rows]
+    return [f"{label_of(row)} at {row['sparsity']:g}" + (f" on {_runner(row)}" if several else "") for row in rows]
 
 
 def _runner(row: Row) -> str:
@@ -67,7 +67,7 @@ def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
         runner = f" on {_runner(row)}" if several else ""
-        found.setdefault(f"{_label(row)}{runner}", []).append(row)
+        found.setdefault(f"{label_of(row)}{runner}", []).append(row)
     return {label: sorted(group, key=lambda row: float(row["sparsity"])) for label, group in found.items()}
 
 

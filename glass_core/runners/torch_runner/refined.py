@@ -49,7 +49,7 @@ class RefinedFfn:
         z = ACTIVATIONS[self._spec.activation](gate) * up
         norms = _pooled(refinement.down_norms[layer], pool)
         kept = gated & self._kept(z, norms, float(refinement.down_thresholds[layer]))
-        self._count(len(pool), gated, kept)
+        self.count(len(pool), gated, kept)
         return ffn_output(weights, torch.where(kept, z, 0.0))
 
     def _kept(self, values: Tensor, weights: Tensor, threshold: float) -> Tensor:
@@ -57,7 +57,8 @@ class RefinedFfn:
         scores = values.float().abs() * weights.to(values.device)
         return scores >= (self._scales * threshold).to(values.device)
 
-    def _count(self, num_pool: int, gated: Tensor, kept: Tensor) -> None:
+    def count(self, num_pool: int, gated: Tensor, kept: Tensor) -> None:
+        """Called once per layer, in order: what of the pool the gate and down_proj are read for, (n, pool) bool."""
         self.num_products += num_pool * self._num_tokens + int(gated.sum()) + int(kept.sum())
         self.num_rows += num_pool + int(gated.any(dim=0).sum()) + int(kept.any(dim=0).sum())
 

@@ -1,0 +1,81 @@
+"""The oracle comparison: every condition's sets against the answers' own, averaged over answers with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from glass_core.api import DENSE_METHOD, SparsityParams
+from glass_core.errors import ConfigurationError
+from glass_core.offline.evaluate.bootstrap import Bootstrap
+from glass_core.offline.evaluate.evaluation import LongformRun
+from glass_core.offline.evaluate.longform import run_dense
+from glass_core.offline.evaluate.overlap import AnswerOracle, Overlap
+from glass_core.offline.evaluate.subjects import TorchSubject
+
+PROTOCOL = (
+    "oracle: per layer, the Jaccard index of the neurons chosen before an answer (refined: token by token) with the "
+    "best by the answer's own statistic, and with each token's own best"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OracleRun:
+    """What a long-form run has, asked another question."""
+
+    longform: LongformRun
+
+    def execute(self, instructions: Sequence[str]) -> dict[str, Any]:
+        """`bootstrap` and `rows`. Raises ConfigurationError when a condition is dense: it has no set."""
+        selector = TorchSubject(self.longform.model, self.longform.statistics).selector
+        wanted = self.longform.sweep.conditions(selector)
+        if any(params.is_dense or params.method == DENSE_METHOD for params in wanted):
+            raise ConfigurationError("dense keeps every neuron: give methods and sparsities above 0")
+        answers = self.longform.answers_to(instructions)
+        found: list[list[Overlap]] = [[] for _ in wanted]
+        for answer in self.longform.in_progress(answers):
+            oracle = AnswerOracle(self.longform.model, selector, run_dense(self.longform.model, answer))
+            for params, overlaps in zip(wanted, found, strict=True):
+                overlaps.append(oracle.overlap(params))
+        bootstrap = Bootstrap.over(len(answers), self.longform.seed)
+        return {
+            "num_answers": len(answers),
+            "num_tokens": sum(len(answer.token_ids) - 1 for answer in answers),
+            "bootstrap": bootstrap.description(),
+            "rows": [
+                _row(params, selector.effective_lambda(params), overlaps, bootstrap)
+                for params, overlaps in zip(wanted, found, strict=True)
+            ],
+        }
+
+    def conditions(self, prompts: str, command: str) -> dict[str, Any]:
+        """As the long-form run's."""
+        return {**self.longform.conditions(prompts, command), "protocol": PROTOCOL}
+
+
+def _row(
+    params: SparsityParams, lambda_: float | None, overlaps: Sequence[Overlap], bootstrap: Bootstrap
+) -> dict[str, Any]:
+    """Means over answers, each counting once: over all layers, and `layers` with an entry per layer."""
+    by_answer = {name: np.stack([getattr(one, name) for one in overlaps]) for name in ("jaccard", "token_jaccard")}
+    return {
+        "method": params.method,
+        "sparsity": params.sparsity,
+        "lambda": lambda_,
+        "profile": params.profile,
+        "refine": params.refine,
+        **_means({name: values.mean(axis=1) for name, values in by_answer.items()}, bootstrap),
+        "layers": [
+            _means({name: values[:, layer] for name, values in by_answer.items()}, bootstrap)
+            for layer in range(by_answer["jaccard"].shape[1])
+        ],
+    }
+
+
+def _means(by_answer: dict[str, Any], bootstrap: Bootstrap) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, values in by_answer.items():
+        found[name] = float(values.mean())
+        found[f"{name}_interval"] = bootstrap.interval(values.tolist(), [1] * len(values))
+    return found

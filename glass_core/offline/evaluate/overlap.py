@@ -1,0 +1,135 @@
+"""How much of what an answer really uses a condition keeps: sets of neurons compared with the oracle's, per layer.
+
+The oracle's set of a layer are the best neurons by the answer's own statistic, as many as the condition's profile keeps
+there. `jaccard` compares a condition's set with it: |A and B| / |A or B|. A refined answer has a set per token (the
+neurons whose down_proj row is read); its set for `jaccard` are those that most tokens keep, as many as the oracle's.
+
+`token_jaccard` asks what no fixed set can reach: each token's set (a static plan's is always the same) against the
+best neurons of that token alone, by |z|, as many as the token's set has; the mean over the answer's tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from glass_core.api import SparsityParams
+from glass_core.offline.evaluate.conditions import ORACLE
+from glass_core.offline.evaluate.longform import DenseAnswer, predict_tokens
+from glass_core.offline.evaluate.refined import run_controlled
+from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.runners.torch_runner.refined import RefinedFfn
+from glass_core.runners.torch_runner.views import PackedViews
+from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
+from glass_core.sparsity.ranking import ranks, top_k
+from glass_core.sparsity.selection import PlanSelector
+
+Layers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Overlap:
+    """Of one condition on one answer: per layer, (num_layers,)."""
+
+    jaccard: Layers
+    token_jaccard: Layers
+
+
+class AnswerOracle:
+    """One answer's own sets, to compare conditions with."""
+
+    def __init__(self, model: TorchModel, selector: PlanSelector, dense: DenseAnswer) -> None:
+        self._model, self._selector, self._dense = model, selector, dense
+        self._places = _token_places(model, dense)
+
+    def overlap(self, params: SparsityParams) -> Overlap:
+        """Raises what the selector raises for these parameters."""
+        oracle = self._oracle(params)
+        if params.method == ORACLE:
+            plan: SparsityPlan | None = oracle
+        else:
+            plan = self._selector.select(params, self._dense.prompt_statistics)
+        assert plan is not None
+        if plan.refinement is None:
+            return Overlap(_jaccards(plan.neurons, oracle.neurons), self._token_jaccard(_masks(plan)[None]))
+        kept = _refined_masks(self._model, self._dense, plan)
+        often = top_k(ranks(kept.sum(dim=0, dtype=torch.float32).numpy()), oracle.budgets)
+        return Overlap(_jaccards(often, oracle.neurons), self._token_jaccard(kept))
+
+    def _oracle(self, params: SparsityParams) -> SparsityPlan:
+        wanted = replace(params, method=ORACLE, lambda_=None, refine=False)
+        plan = self._selector.select(wanted, self._dense.answer_statistics)
+        assert plan is not None, "a sparse condition keeps every neuron"
+        return plan
+
+    def _token_jaccard(self, kept: Tensor) -> Layers:
+        """Of sets (n or 1, layers, m): the mean over tokens, (layers,)."""
+        sizes = kept.sum(dim=-1, keepdim=True)
+        best = self._places < sizes
+        shared = (best & kept).sum(dim=-1)
+        joined = (best | kept).sum(dim=-1)
+        # a token that keeps nothing in a layer has the best nothing
+        means: Layers = torch.where(joined > 0, shared / joined.clamp(min=1), 1.0).double().mean(dim=0).numpy()
+        return means
+
+
+def _jaccards(chosen: Sequence[NeuronIndices], oracle: Sequence[NeuronIndices]) -> Layers:
+    shared = [len(np.intersect1d(mine, theirs)) for mine, theirs in zip(chosen, oracle, strict=True)]
+    joined = [len(np.union1d(mine, theirs)) for mine, theirs in zip(chosen, oracle, strict=True)]
+    return np.array(shared, np.float64) / np.maximum(joined, 1)
+
+
+def _masks(plan: SparsityPlan) -> Tensor:
+    """(layers, m) bool."""
+    masks = torch.zeros(len(plan.neurons), plan.intermediate_size, dtype=torch.bool)
+    for mask, neurons in zip(masks, plan.neurons, strict=True):
+        mask[torch.tensor(neurons, dtype=torch.long)] = True
+    return masks
+
+
+@torch.no_grad()
+def _token_places(model: TorchModel, dense: DenseAnswer) -> Tensor:
+    """(n, layers, m): each neuron's place among its layer's by |z| of that token in the dense model, 0 = the best."""
+    places: list[Tensor] = []
+
+    def ffn(layer: int, x: Tensor) -> Tensor:
+        z = model.ffn_activation(layer, x)
+        order = z.abs().float().argsort(dim=-1, descending=True, stable=True).cpu()
+        places.append(torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1]).expand_as(order)))
+        return model.ffn_output(layer, z)
+
+    predict_tokens(model, dense.continuation, dense.prompt_cache.fork(), ffn)
+    return torch.stack(places, dim=1).to(torch.int32)
+
+
+class _RecordedFfn(RefinedFfn):
+    """Remembers which neurons reach down_proj, layer by layer, (n, pool)."""
+
+    def __init__(self, model: TorchModel, plan: SparsityPlan, scale: float) -> None:
+        assert plan.refinement is not None
+        super().__init__(model.spec, PackedViews(model, plan), plan.refinement, 1, (scale,))
+        self.kept: list[Tensor] = []
+
+    def count(self, num_pool: int, gated: Tensor, kept: Tensor) -> None:
+        super().count(num_pool, gated, kept)
+        self.kept.append(kept.cpu())
+
+
+@torch.no_grad()
+def _refined_masks(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan) -> Tensor:
+    """(n, layers, m) bool: what each token keeps, with the thresholds adjusted as in the server."""
+    refinement, cache = plan.refinement, dense.prompt_cache.fork()
+    assert refinement is not None
+    masks: list[Tensor] = []
+
+    def step(index: int, scale: float) -> tuple[Tensor, float]:
+        ffn = _RecordedFfn(model, plan, scale)
+        log_probs = predict_tokens(model, dense.continuation[index : index + 1], cache, ffn.ffn)
+        masks.append(torch.cat(ffn.kept))
+        return log_probs, ffn.reads
+
+    run_controlled(step, len(dense.continuation), refinement.reads)
+    return torch.stack(masks)
