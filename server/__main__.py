@@ -18,12 +18,13 @@ import uvicorn
 from prometheus_client import disable_created_metrics
 from uvicorn.loops.auto import auto_loop_factory
 
+from glass_core.api import EngineInfo
 from glass_core.config import EngineConfig
 from glass_core.engine.client import ThreadedEngineClient, start_engine
 from glass_core.errors import GlassError
 from glass_core.text import TextProcessor, load_text_processor
 from server.app import create_app_for
-from server.config import Settings, load_settings
+from server.config import AUTO_SPARSITY, Settings, load_settings
 from server.deps import Backend
 from server.heap import release_free_heap
 from server.log import configure_logging
@@ -110,6 +111,16 @@ curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
 """
 
 
+def default_problem(settings: Settings, info: EngineInfo) -> str | None:
+    """Why requests that say nothing run dense although the default is `auto`; None where they need not."""
+    if settings.default_sparsity != AUTO_SPARSITY or info.expected_kl:
+        return None
+    return (
+        "default_sparsity is auto, but the model's artifact has no expected KL: requests without a glass_sparsity "
+        "run dense (`glass calibrate MODEL --only expected-kl` measures it)"
+    )
+
+
 def load_model(config: EngineConfig) -> tuple[ThreadedEngineClient, TextProcessor]:
     """Seconds of work, so it runs in a thread. The text first: it fails faster."""
     text = load_text_processor(config.model_path)
@@ -143,6 +154,9 @@ async def _load(backend: Backend, config: EngineConfig, settings: Settings, serv
         server.should_exit = True
         raise
     backend.attach(engine, text)
+    problem = default_problem(settings, engine.info)
+    if problem is not None:
+        logger.warning(problem)
     print(banner(settings, engine.info.model_name), flush=True)  # noqa: T201  for the person at the terminal
 
 

@@ -5,7 +5,7 @@ GLASS_PORT=9000 GLASS_DEFAULT_SPARSITY=0.5 python -m server smollm2-135m
 
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,6 +23,7 @@ from glass_core.config import (
 from glass_core.errors import ConfigurationError
 
 ENV_PREFIX = "GLASS_"
+AUTO_SPARSITY: Final = "auto"
 Positive = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 
@@ -47,7 +48,17 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=1, le=65535, description="port to listen on")
 
-    default_sparsity: float = Field(0.0, ge=0, le=MAX_SPARSITY, description="glass_sparsity of requests without one")
+    default_sparsity: Annotated[float, Field(ge=0, le=MAX_SPARSITY)] | Literal["auto"] = Field(
+        AUTO_SPARSITY,
+        description="glass_sparsity of requests without one: a number, or auto: as much as default_max_kl allows, none "
+        "where nothing was measured",
+    )
+    default_max_kl: float = Field(
+        0.02,
+        gt=0,
+        allow_inf_nan=False,
+        description="glass_max_kl of requests without one: expected KL from the dense model, nats per token",
+    )
     default_lambda: float | None = Field(None, ge=0, le=1, description="lambda of requests without one")
     default_method: str = Field("a_glass", description="glass_method of requests without one")
     default_profile: str | None = Field(
@@ -101,7 +112,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        if self.default_method == DENSE_METHOD and self.default_sparsity > 0:
+        sparsity = self.default_sparsity
+        if self.default_method == DENSE_METHOD and sparsity != AUTO_SPARSITY and sparsity > 0:
             raise ConfigurationError(
                 f"default_method 'dense' contradicts default_sparsity {self.default_sparsity}: choose one"
             )
@@ -175,5 +187,6 @@ def load_settings(**overrides: Any) -> Settings:
 
 
 def _explain(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"]) or "settings"
+    # after the setting's name comes the alternative of its type
+    name = str(item["loc"][0]) if item["loc"] else "settings"
     return f"{name} ({ENV_PREFIX}{name.upper()}): {item['msg']}, got {item['input']!r}"

@@ -5,14 +5,14 @@ the event loop's thread.
 """
 
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 from fastapi import Depends, Header, Request
 
 from glass_core.api import MAX_SPARSITY, EngineClient, EngineInfo, EngineStats
 from glass_core.errors import EngineUnavailableError, InvalidRequestError
 from glass_core.text import TextProcessor
-from server.config import Settings
+from server.config import AUTO_SPARSITY, Settings
 from server.metrics import ServerMetrics
 from server.schemas.glass import LAMBDA_HEADER, REFINE_HEADER, SPARSITY_HEADER
 
@@ -58,7 +58,7 @@ class Backend:
 class GlassHeaders:
     """GLASS fields sent as headers, for clients that cannot add body fields."""
 
-    sparsity: float | None
+    sparsity: float | Literal["auto"] | None
     lambda_: float | None
     refine: bool | None = None
 
@@ -106,10 +106,16 @@ async def get_glass_headers(
     ] = None,
 ) -> GlassHeaders:
     return GlassHeaders(
-        _ranged(sparsity, SPARSITY_HEADER, MAX_SPARSITY),
+        _sparsity(sparsity),
         _ranged(lambda_, LAMBDA_HEADER, 1.0),
         _boolean(refine, REFINE_HEADER),
     )
+
+
+def _sparsity(text: str | None) -> float | Literal["auto"] | None:
+    if text is not None and text.strip() == AUTO_SPARSITY:
+        return AUTO_SPARSITY
+    return _ranged(text, SPARSITY_HEADER, MAX_SPARSITY, " or auto")
 
 
 def _boolean(text: str | None, name: str) -> bool | None:
@@ -122,7 +128,7 @@ def _boolean(text: str | None, name: str) -> bool | None:
     return known[value]
 
 
-def _ranged(text: str | None, name: str, highest: float) -> float | None:
+def _ranged(text: str | None, name: str, highest: float, more: str = "") -> float | None:
     if text is None:
         return None
     try:
@@ -130,7 +136,7 @@ def _ranged(text: str | None, name: str, highest: float) -> float | None:
     except ValueError:
         value = float("nan")
     if not 0 <= value <= highest:  # false for NaN too
-        raise InvalidRequestError(f"{name}: expected a number from 0 to {highest}, got {text[:40]!r}", param=name)
+        raise InvalidRequestError(f"{name}: expected a number from 0 to {highest}{more}, got {text[:40]!r}", param=name)
     return value
 
 

@@ -161,7 +161,7 @@ def field_path(location: Sequence[Any]) -> str | None:
 
 
 # pydantic puts the union branch it tried into the location
-_BRANCH = re.compile(r"str|constrained-str|list\[.*\]|function-.*")
+_BRANCH = re.compile(r"str|constrained-str|constrained-float|literal\[.*\]|list\[.*\]|function-.*")
 
 
 def _show(value: Any) -> str:

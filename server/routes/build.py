@@ -3,14 +3,15 @@
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
-from glass_core.api import EngineInfo, GenerationRequest, SamplingParams, SparsityParams
+from glass_core.api import EngineInfo, GenerationRequest, SamplingParams
 from glass_core.errors import InvalidRequestError, ModelNotFoundError
 from server.config import Settings
 from server.deps import GlassHeaders, LoadedModel
 from server.generation import Choice, choice_seeds, fit_context
+from server.routes.sparsity import SparsityChoice
 from server.schemas.common import GenerationFields
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ class RequestBuilder:
             request_id=request_id,
             prompt_token_ids=tuple(prompt),
             sampling=self._sampling(len(prompt), seed),
-            sparsity=self._sparsity(seed),
+            sparsity=SparsityChoice(self.body, self.headers, self.settings, self.model.engine.info).params(seed),
             arrival_time=self.arrival_time,
             cache_salt=self.body.cache_salt,
         )
@@ -97,33 +98,6 @@ class RequestBuilder:
             num_logprobs=body.num_logprobs,
         )
 
-    def _sparsity(self, seed: int) -> SparsityParams:
-        body, settings = self.body, self.settings
-        best_profile = self.model.engine.info.default_profile
-        sparsity = _first(body.glass_sparsity, self.headers.sparsity)
-        params = SparsityParams(
-            sparsity=_default(sparsity, settings.default_sparsity),
-            lambda_=_first(body.lambda_, self.headers.lambda_, settings.default_lambda),
-            method=_default(body.glass_method, settings.default_method),
-            profile=_first(body.glass_profile, settings.default_profile) or best_profile,
-            seed=seed,
-        )
-        return replace(params, refine=self._refine(params))
-
-    def _refine(self, params: SparsityParams) -> bool:
-        """What was asked for, where it was; a request that names a static ranking gets this ranking."""
-        body, settings = self.body, self.settings
-        asked = _first(body.glass_refine, self.headers.refine)
-        if params.is_dense or asked is not None:
-            return bool(asked)
-        if body.glass_method is not None or _first(body.lambda_, self.headers.lambda_) is not None:
-            return False
-        if settings.refine is not None:
-            return settings.refine
-        if settings.has_static_defaults:
-            return False
-        return params.sparsity <= self.model.engine.info.refinement.get(params.profile, 0.0)
-
 
 def check_model_name(name: str | None, info: EngineInfo, settings: Settings) -> None:
     """Raise ModelNotFoundError unless `name` is absent, the served model, one of its aliases, or any is accepted."""
@@ -145,10 +119,6 @@ def _check_limits(body: GenerationFields, settings: Settings, num_prompts: int) 
     for param, value, limit, what in limits:
         if value > limit:
             raise InvalidRequestError(f"{param}: at most {limit} {what}, got {value}", param=param)
-
-
-def _first(*values: T | None) -> T | None:
-    return next((value for value in values if value is not None), None)
 
 
 def _default(value: T | None, default: T) -> T:

@@ -54,5 +54,6 @@ def _describe(info: EngineInfo) -> dict[str, Any]:
         "unavailable_methods": dict(info.unavailable_methods),
         "profiles": info.profiles,
         "refinement": dict(info.refinement),
+        "expected_kl": {profile: sorted(methods) for profile, methods in info.expected_kl.items()},
         "notes": info.notes,
     }

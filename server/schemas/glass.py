@@ -1,4 +1,4 @@
-"""Our extension of OpenAI's API: six flat request fields, three headers, one report."""
+"""Our extension of OpenAI's API: seven flat request fields, three headers, one report."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 from glass_core.api import MAX_SPARSITY, SparsityReport, StepCost
 
 Sparsity = Annotated[float, Field(ge=0, le=MAX_SPARSITY, allow_inf_nan=False)]
+MaxKl = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Lambda = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Method = Literal["a_glass", "i_glass", "griffin", "global_only", "magnitude", "random", "dense"]
 
@@ -19,10 +20,16 @@ REFINE_HEADER = "X-Glass-Refine"
 class GlassFields(BaseModel):
     """Request fields of GLASS (arXiv 2508.14302). With the official clients they go into `extra_body`."""
 
-    glass_sparsity: Sparsity | None = Field(
+    glass_sparsity: Sparsity | Literal["auto"] | None = Field(
         None,
-        description="Share of the feed-forward weights skipped per decoded token, 0 to 0.95. 0 is the dense model. "
+        description="Share of the feed-forward weights skipped per decoded token, 0 to 0.95. 0 is the dense model, "
+        "`auto` the largest whole percent whose expected KL is at most glass_max_kl. "
         "Default: the header X-Glass-Sparsity, else the server's setting.",
+    )
+    glass_max_kl: MaxKl | None = Field(
+        None,
+        description="With glass_sparsity `auto`: how far answers may be expected to be from the dense model's, as "
+        "KL divergence in nats per token, measured on held-out text. Default: the server's setting.",
     )
     lambda_: Lambda | None = Field(
         None,
@@ -52,7 +59,12 @@ class GlassReport(BaseModel):
     choice's."""
 
     method: str
-    sparsity_requested: float = Field(description="what was asked")
+    sparsity_requested: float = Field(description="what was asked, or what `auto` chose")
+    max_kl: float | None = Field(description="the bound that `auto` chose by; null where a number was asked for")
+    expected_kl: float | None = Field(
+        description="KL divergence from the dense model in nats per token that such answers had when the model was "
+        "calibrated; 0 for the dense model, null where it was not measured"
+    )
     sparsity: float = Field(
         description="share of neurons left out, differs from the requested one by rounding; refined: share of the "
         "feed-forward weights that the decoded tokens did not read"
@@ -77,6 +89,8 @@ def report_json(reports: Sequence[SparsityReport]) -> dict[str, Any]:
     return {
         "method": first.method,
         "sparsity_requested": first.sparsity_requested,
+        "max_kl": first.max_kl,
+        "expected_kl": first.expected_kl,
         "sparsity": first.sparsity,
         "lambda": first.lambda_,
         "profile": first.profile,

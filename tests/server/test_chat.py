@@ -33,6 +33,8 @@ async def test_an_answer_has_text_usage_and_report(client: httpx.AsyncClient, en
     assert body["glass"] == {
         "method": "griffin",
         "sparsity_requested": 0.5,
+        "max_kl": None,
+        "expected_kl": None,
         "sparsity": 0.5,
         "lambda": 0.25,
         "profile": "uniform",
@@ -94,7 +96,7 @@ async def test_defaults_are_openais(client: httpx.AsyncClient, engine: FakeEngin
     assert (request.sampling.temperature, request.sampling.top_p, request.sampling.top_k) == (1.0, 1.0, 0)
     assert request.sampling.max_tokens == engine.info.max_model_len - len(request.prompt_token_ids)
     assert request.sampling.stop_token_ids == text.stop_token_ids
-    assert request.sparsity == SparsityParams(seed=request.sampling.seed)
+    assert request.sparsity == SparsityParams(seed=request.sampling.seed, max_kl=0.02, expected_kl=0.0)
 
 
 async def test_a_random_seed_is_drawn_per_request(client: httpx.AsyncClient, engine: FakeEngineClient) -> None:

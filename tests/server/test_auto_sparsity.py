@@ -1,0 +1,126 @@
+"""`glass_sparsity: "auto"`: what it resolves to, what it refuses, and what the report says."""
+
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from glass_core.api import EngineInfo
+from glass_core.expected_kl import REFINED, ExpectedKl
+from glass_core.text import TextProcessor
+from server.__main__ import default_problem
+from server.app import create_app
+from server.config import Settings
+from tests.fakes_engine import FAKE_INFO, FakeEngineClient
+from tests.server.wire import CHAT, HELLO
+
+STATIC = ExpectedKl((0.1, 0.5), (0.1, 0.9), (0.05, 0.8), (0.2, 1.0))
+TOKENS = ExpectedKl((0.2, 0.4), (0.015, 0.115), (0.01, 0.1), (0.02, 0.13))
+MEASURED = replace(
+    FAKE_INFO, refinement={"uniform": 0.6}, expected_kl={"uniform": {REFINED: TOKENS, "a_glass": STATIC}}
+)
+
+
+async def post(
+    text: TextProcessor,
+    engine: FakeEngineClient,
+    fields: dict[str, Any],
+    info: EngineInfo = MEASURED,
+    headers: dict[str, str] | None = None,
+    **settings: Any,
+) -> httpx.Response:
+    engine.info = info
+    transport = httpx.ASGITransport(create_app(Settings(model="tiny", **settings), engine, text))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        return await client.post(CHAT, json={**HELLO, **fields}, headers=headers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "headers", "expected"),
+    [
+        ({}, {}, {}, (0.21, True, 0.02, 0.02)),
+        ({}, {"glass_sparsity": "auto", "glass_max_kl": 0.05}, {}, (0.27, True, 0.05, 0.05)),
+        ({}, {"glass_max_kl": 100}, {}, (0.4, True, 100, 0.115)),
+        ({"default_max_kl": 0.05}, {}, {}, (0.27, True, 0.05, 0.05)),
+        ({"default_sparsity": 0.5}, {}, {"X-Glass-Sparsity": "auto"}, (0.21, True, 0.02, 0.02)),
+        ({}, {"glass_refine": False, "glass_max_kl": 0.5}, {}, (0.3, False, 0.5, 0.5)),
+        ({"refine": False}, {}, {}, (0.0, False, 0.02, 0.0)),  # 2 % would cost more than it saves
+        ({}, {"glass_max_kl": 0.001}, {}, (0.0, False, 0.001, 0.0)),
+        ({}, {"lambda": 0.5}, {}, (0.0, False, 0.02, 0.0)),  # not measured: dense by default
+        ({}, {"glass_method": "dense", "glass_sparsity": "auto"}, {}, (0.0, False, 0.02, 0.0)),
+        ({}, {"glass_sparsity": 0.3}, {}, (0.3, True, None, 0.065)),
+        ({}, {"glass_sparsity": 0.5}, {}, (0.5, True, None, None)),
+        ({}, {"glass_sparsity": 0.3, "lambda": 0.5}, {}, (0.3, False, None, None)),
+        ({}, {"glass_sparsity": 0}, {}, (0.0, False, None, 0.0)),
+        ({"default_sparsity": 0.3}, {}, {}, (0.3, True, None, 0.065)),
+    ],
+)
+async def test_what_runs(
+    text: TextProcessor,
+    engine: FakeEngineClient,
+    settings: dict[str, Any],
+    fields: dict[str, Any],
+    headers: dict[str, str],
+    expected: tuple[Any, ...],
+) -> None:
+    response = await post(text, engine, fields, headers=headers, **settings)
+    assert response.status_code == 200
+    report = response.json()["glass"]
+    found = (report["sparsity_requested"], report["refine"], report["max_kl"], report["expected_kl"])
+    assert found == (*expected[:3], pytest.approx(expected[3], abs=1e-2) if expected[3] else expected[3])
+    if report["max_kl"] is not None:
+        assert report["expected_kl"] <= report["max_kl"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "info", "param", "reason"),
+    [
+        ({"glass_sparsity": 0.5, "glass_max_kl": 0.1}, MEASURED, "glass_max_kl", "glass_sparsity 'auto'"),
+        ({"glass_sparsity": "auto"}, FAKE_INFO, "glass_sparsity", "no expected KL"),
+        ({"glass_sparsity": "auto", "lambda": 0.5}, MEASURED, "glass_sparsity", "'a_glass' and lambda 0.5"),
+        ({"glass_sparsity": "auto", "glass_method": "griffin"}, MEASURED, "glass_sparsity", "'griffin'"),
+        (
+            {"glass_sparsity": "auto", "glass_profile": "other", "glass_refine": True},
+            MEASURED,
+            "glass_sparsity",
+            "'other' with glass_refine true",
+        ),
+    ],
+)
+async def test_what_is_refused(
+    text: TextProcessor, engine: FakeEngineClient, fields: dict[str, Any], info: EngineInfo, param: str, reason: str
+) -> None:
+    response = await post(text, engine, fields, info)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert error["param"] == param
+    assert reason in error["message"]
+    assert engine.requests == []
+
+
+@pytest.mark.parametrize("fields", [{"glass_max_kl": 0}, {"glass_max_kl": "0.1"}, {"glass_sparsity": "automatic"}])
+async def test_other_values_are_refused(text: TextProcessor, engine: FakeEngineClient, fields: dict[str, Any]) -> None:
+    response = await post(text, engine, fields)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith(next(iter(fields)))
+
+
+async def test_a_bound_is_refused_beside_a_default_number(text: TextProcessor, engine: FakeEngineClient) -> None:
+    response = await post(text, engine, {"glass_max_kl": 0.1}, default_sparsity=0.5)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "glass_max_kl"
+
+
+async def test_without_a_table_the_default_is_dense(text: TextProcessor, engine: FakeEngineClient) -> None:
+    response = await post(text, engine, {}, FAKE_INFO)
+    report = response.json()["glass"]
+    assert (report["sparsity"], report["max_kl"], report["expected_kl"]) == (0.0, 0.02, 0.0)
+
+
+def test_the_operator_hears_of_a_default_without_a_table() -> None:
+    assert default_problem(Settings(), MEASURED) is None
+    assert default_problem(Settings(default_sparsity=0.5), FAKE_INFO) is None
+    problem = default_problem(Settings(), FAKE_INFO)
+    assert problem is not None
+    assert "run dense" in problem
