@@ -5,8 +5,8 @@ A step walks, layer by layer, either the list of the neurons that some row keeps
 it, the processor and the instruction set. Both give every row the same bits, so what is measured may differ from start
 to start without a result depending on it.
 
-The file `native-<format>.costs.json` has one entry per processor, instruction set, number of threads, image and build
-of the library. An entry that is missing or damaged is measured again.
+The file `native-<format>-v<version>.costs.json` has one entry per processor, instruction set, number of threads, image
+and build of the library. An entry that is missing or damaged is measured again.
 """
 
 import hashlib

@@ -28,7 +28,7 @@ from glass_core.checkpoint.mapped_file import map_file
 from glass_core.errors import CheckpointError
 from glass_core.models.spec import ModelSpec, RopeSpec
 
-MAGIC, VERSION = b"GLASSIMG", 1
+MAGIC, VERSION = b"GLASSIMG", 2
 FORMATS = ("int4", "int8", "bf16")
 KINDS = ("f32", "rows_q4", "rows_q8", "rows_bf16", "neurons", "down_scales")
 PAGE, ALIGNMENT = 4096, 64
@@ -71,8 +71,9 @@ class ImageHeader:
 
 
 def image_path(model_dir: Path, image_format: str) -> Path:
-    """Where a model's image of that format lies."""
-    return model_dir / f"native-{image_format}.img"
+    """Where a model's image of that format lies. The version is part of the name: an older image is not found, so it is
+    made again, instead of being refused."""
+    return model_dir / f"native-{image_format}-v{VERSION}.img"
 
 
 def read_image(path: Path) -> ImageHeader:

@@ -32,7 +32,7 @@ size_t scale_bytes(Format format, int32_t hidden_padded) {
     return format == Format::q4 ? 2 * plane : (format == Format::q8 ? plane : 0);
 }
 
-// Gate, up and down parts of the neuron records of one layer.
+// Up, gate and down parts of the neuron records of one layer.
 void view_records(const Tensor& tensor, const ModelShape& shape, FfnWeights& ffn) {
     const TensorEntry& entry = tensor.entry;
     const int32_t hidden_padded = padded(shape.hidden_size);
@@ -45,8 +45,8 @@ void view_records(const Tensor& tensor, const ModelShape& shape, FfnWeights& ffn
     if (stride < 2 * row + code_bytes(shape.ffn_format, hidden_padded) || stride % 64 != 0) {
         refuse(tensor, "has records of " + std::to_string(stride) + " bytes, too few or no multiple of 64");
     }
-    ffn.gate = RowsView{tensor.data, stride, hidden_padded, shape.ffn_format};
-    ffn.up = RowsView{tensor.data + row, stride, hidden_padded, shape.ffn_format};
+    ffn.up = RowsView{tensor.data, stride, hidden_padded, shape.ffn_format};
+    ffn.gate = RowsView{tensor.data + row, stride, hidden_padded, shape.ffn_format};
     ffn.down = DownView{tensor.data + 2 * row, stride, nullptr, hidden_padded, shape.ffn_format};
     ffn.record_bytes = stride;
     ffn.row_bytes = row;
