@@ -38,9 +38,9 @@ def run_dense(model: TorchModel, answer: Answer) -> DenseAnswer:
     prompt = torch.tensor(answer.prompt, device=model.device)
     tokens = torch.tensor(answer.token_ids, device=model.device)
     cache = SequenceCache(model.spec)
-    _, prompt_statistics = _observe(model, prompt, cache)
+    _, prompt_statistics = observe_tokens(model, prompt, cache)
     prompt_cache = cache.fork()
-    log_probs, answer_statistics = _observe(model, tokens[:-1], cache)
+    log_probs, answer_statistics = observe_tokens(model, tokens[:-1], cache)
     return DenseAnswer(tokens[:-1], tokens[1:], log_probs, prompt_cache, prompt_statistics, answer_statistics)
 
 
@@ -51,7 +51,7 @@ def predict_answer(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan | N
     return predict_tokens(model, dense.continuation, dense.prompt_cache.fork(), ffn)
 
 
-def _observe(model: TorchModel, token_ids: Tensor, cache: SequenceCache) -> tuple[Tensor, LocalStatistics]:
+def observe_tokens(model: TorchModel, token_ids: Tensor, cache: SequenceCache) -> tuple[Tensor, LocalStatistics]:
     """Dense predictions (n, vocab) of the next tokens, and the statistics of these."""
     collector = StatisticsCollector(model.spec, len(token_ids))
 

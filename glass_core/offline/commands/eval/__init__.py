@@ -2,16 +2,17 @@
 
 longform  answers of the dense model, teacher-forced under every method, sparsity and lambda; prompt and answer lengths
 oracle    how many of the neurons an answer needs are chosen before it, layer by layer
+tasks     accuracy on multiple-choice tasks from local files
 frontier  quality against decoding speed, with llama.cpp's quantizations as rivals
 """
 
 import argparse
 
-from glass_core.offline.commands.eval import frontier, longform, oracle
+from glass_core.offline.commands.eval import frontier, longform, oracle, tasks
 from glass_core.offline.subcommands import Command, add_commands
 
 HELP = "measure quality: perplexity and KL of sparse against dense"
-_PROTOCOLS: dict[str, Command] = {"longform": longform, "oracle": oracle, "frontier": frontier}
+_PROTOCOLS: dict[str, Command] = {"longform": longform, "oracle": oracle, "tasks": tasks, "frontier": frontier}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
