@@ -19,6 +19,8 @@ from glass_core.errors import ConfigurationError
 
 UNIFORM = "uniform"
 SENSITIVITY = "sensitivity"
+# written by `glass tune` where its thresholds beat the measured ones on held-out text
+TUNED = "tuned"
 
 # Our choice, from measurements on SmolLM2-135M-Instruct; equals a damage exponent a of about 2.7.
 SENSITIVITY_EXPONENT = 0.6

@@ -12,6 +12,7 @@ from glass_core.expected_kl import REFINED, ExpectedKl
 from glass_core.sparsity.artifact import GlobalStatistics
 from glass_core.sparsity.budget import (
     SENSITIVITY,
+    TUNED,
     UNIFORM,
     Profile,
     layer_budgets,
@@ -83,8 +84,9 @@ class PlanSelector:
 
     @property
     def default_profile(self) -> str:
-        """The best profile there is for requests that name none: measured sensitivities beat the paper's uniform."""
-        return SENSITIVITY if SENSITIVITY in self._profiles else UNIFORM
+        """The best profile there is for requests that name none: a tuned one is written only where it beats measured
+        sensitivities, and these beat the paper's uniform."""
+        return next((name for name in (TUNED, SENSITIVITY) if name in self._profiles), UNIFORM)
 
     @property
     def refinable(self) -> Mapping[str, float]:

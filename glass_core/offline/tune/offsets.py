@@ -1,0 +1,39 @@
+"""What is learned: how far each layer's thresholds lie from the measured table's, as logarithms.
+
+log threshold(s) = log of the table's + offset + slope * x(s), with x from -1 at the smallest tuned sparsity to 1 at the
+largest and constant beyond: four numbers per layer (of up and of down) serve every sparsity of the table.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from glass_core.sparsity.refinement_table import RefinementTable
+
+FloatArray = npt.NDArray[np.float64]
+
+NUM_KINDS = 4  # offset of up, slope of up, offset of down, slope of down
+
+
+def no_offsets(num_layers: int) -> FloatArray:
+    """The table as it is: (4, num_layers) zeros."""
+    return np.zeros((NUM_KINDS, num_layers))
+
+
+def place(sparsity: float, sparsities: Sequence[float]) -> float:
+    """x(s), within -1 … 1."""
+    low, high = sparsities[0], sparsities[-1]
+    return float(np.clip(2.0 * (sparsity - low) / (high - low) - 1.0, -1.0, 1.0))
+
+
+def log_thresholds(table: RefinementTable, offsets: FloatArray, sparsity: float, x: float) -> FloatArray:
+    """Logarithms (2, num_layers) of up and down thresholds at a sparsity; a threshold of 0 stays 0 (-inf)."""
+    with np.errstate(divide="ignore"):
+        base: FloatArray = np.log(np.stack(table.thresholds(sparsity)).astype(np.float64))
+    return base + offsets[0::2] + x * offsets[1::2]
+
+
+def chain(gradients: FloatArray, x: float) -> FloatArray:
+    """Gradients (n, 2, num_layers) on logarithms at x as gradients (n, 4, num_layers) on the offsets."""
+    return np.stack([gradients[:, 0], x * gradients[:, 0], gradients[:, 1], x * gradients[:, 1]], axis=1)

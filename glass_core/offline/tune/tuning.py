@@ -1,0 +1,193 @@
+"""A tuning run from text to table: write texts, descend, decide on text that neither learned nor stopped, make a table.
+
+The profile `tuned` prunes statically as `sensitivity` does; what is learned are refinement's thresholds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from glass_core.config import EngineConfig
+from glass_core.engine.runner_choice import NATIVE, choose_runner
+from glass_core.errors import ConfigurationError
+from glass_core.offline.calibrate.local_errors import ScoreWeights
+from glass_core.offline.calibrate.refinement import make_table, score_weights
+from glass_core.offline.generation import cache_for
+from glass_core.offline.progress import Progress
+from glass_core.offline.tune.descent import Descent, DescentState
+from glass_core.offline.tune.domains import DOMAINS, TuningText, draw_texts, max_prompt_tokens, split_texts
+from glass_core.offline.tune.held_out import HeldOut, evaluate, improvement, is_better
+from glass_core.offline.tune.objectives import TextBatch, read_densely
+from glass_core.offline.tune.offsets import FloatArray, log_thresholds, no_offsets, place
+from glass_core.offline.tune.search import Evaluation, Search, SearchState
+from glass_core.offline.tune.settings import TuningSettings
+from glass_core.offline.tune.workfolder import TuningFolder
+from glass_core.runners.base import Runner
+from glass_core.runners.native.checkpoint_image import open_or_make_image
+from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.runners.torch_runner.runner import TorchRunner
+from glass_core.sparsity.artifact import GlobalStatistics
+from glass_core.sparsity.budget import SENSITIVITY, TUNED, Profile
+from glass_core.sparsity.manifest import CorpusValue
+from glass_core.sparsity.refinement_table import RefinementTable
+from glass_core.text import TextProcessor
+
+_WIDTH = 0.25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome:
+    """What a run found: the state it ended in, the best offsets, and how default and tuned did on the deciding text."""
+
+    state: SearchState
+    offsets: FloatArray
+    default: HeldOut
+    tuned: HeldOut
+
+    @property
+    def wins(self) -> bool:
+        return is_better(self.tuned, self.default)
+
+    def to_json_object(self, settings: TuningSettings) -> dict[str, Any]:
+        """Learning curves and the decision, for a result file."""
+        return {
+            "domains": [domain.name for domain in DOMAINS],
+            "sparsities": list(settings.sparsities),
+            "learning_kl": self.state.descent.losses,
+            "stopping": [_curve_point(item) for item in self.state.evaluations],
+            "best_num_steps": self.state.num_best_steps,
+            "offsets": self.offsets.tolist(),
+            "deciding": {
+                "default_kl": self.default.by_sparsity(),
+                "tuned_kl": self.tuned.by_sparsity(),
+                "mean_log_improvement": improvement(self.tuned, self.default),
+                "tuned_wins": self.wins,
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TuningRun:
+    """A loaded model, its measured statistics, and what to tune."""
+
+    model: TorchModel
+    text: TextProcessor
+    model_dir: Path
+    statistics: GlobalStatistics
+    settings: TuningSettings
+    progress: Progress
+
+    def execute(self, folder: TuningFolder) -> Outcome:
+        """Everything that is not yet done. Raises ConfigurationError when the artifact has no table to start from."""
+        table, weights = self.default_table, self._weights
+        texts = split_texts(folder.texts(self._draw), self.settings.text)
+        batches = [self._batch(weights, texts.learning[start :: self._per_domain]) for start in range(self._per_domain)]
+        search = Search(
+            table,
+            Descent(table, batches, self.settings),
+            self._batch(weights, texts.stopping),
+            self.settings,
+        )
+        state = search.run(self._state(folder, len(batches)), folder, self.progress)
+        return self._decide(state, self._batch(weights, texts.deciding))
+
+    def tuned_statistics(self, offsets: FloatArray, folder: TuningFolder, command: str) -> GlobalStatistics:
+        """The artifact's statistics with profile and table `tuned` added, or replaced."""
+        texts = split_texts(folder.texts(self._draw), self.settings.text)
+        table = self._table(offsets, self._batch(self._weights, texts.stopping))
+        manifest = self.statistics.manifest
+        noted: dict[str, CorpusValue] = {
+            "tuning_command": command,
+            "tuning_seed": self.settings.text.seed,
+            "tuning_domains": len(DOMAINS),
+        }
+        static = self.statistics.profiles[SENSITIVITY]
+        return replace(
+            self.statistics,
+            manifest=replace(manifest, corpus=dict(manifest.corpus) | noted),
+            profiles=dict(self.statistics.profiles) | {TUNED: Profile(TUNED, static.prune_weights, static.lambdas)},
+            refinement=dict(self.statistics.refinement) | {TUNED: table},
+        )
+
+    @property
+    def default_table(self) -> RefinementTable:
+        """The table that calibration measured."""
+        table = self.statistics.refinement.get(SENSITIVITY)
+        if table is None:
+            raise ConfigurationError("the artifact has no refinement thresholds to tune: run `glass calibrate` first")
+        for sparsity in self.settings.sparsities:
+            if not table.sparsities[0] <= np.float32(sparsity) <= table.sparsities[-1]:
+                raise ConfigurationError(f"sparsities: the artifact has no thresholds for {sparsity}")
+        return table
+
+    @property
+    def _weights(self) -> ScoreWeights:
+        gate_rms, down_norm = self.statistics.gate_rms, self.statistics.down_norm
+        if gate_rms is None or down_norm is None:
+            raise ConfigurationError("the artifact lacks gate_rms or down_norm: run `glass calibrate` again")
+        return score_weights(gate_rms, down_norm)
+
+    @property
+    def _per_domain(self) -> int:
+        return self.settings.text.num_learning
+
+    def _draw(self) -> list[TuningText]:
+        return draw_texts(self._writing_runner(), self.text, self.model_dir, self.settings.text, self.progress)
+
+    def _writing_runner(self) -> Runner:
+        """Native where it can run, because it writes much faster; else the torch runner."""
+        cache = cache_for(
+            self.model.spec,
+            num_sequences=self.settings.text.num_per_domain * len(DOMAINS),
+            num_tokens=max_prompt_tokens(self.text, self.settings.text),
+            bytes_per_value=self.model.dtype.itemsize,
+        )
+        config = choose_runner(EngineConfig(self.model_dir, self.model_dir.name, cache=cache)).config
+        if config.runner == NATIVE:
+            from glass_core.runners.native.runner import NativeRunner  # noqa: PLC0415  needs the compiled extension
+
+            return NativeRunner(open_or_make_image(self.model_dir, config.dtype), cache)
+        return TorchRunner(self.model, cache)
+
+    def _batch(self, weights: ScoreWeights, texts: Sequence[TuningText]) -> TextBatch:
+        return TextBatch(self.model, weights, [read_densely(self.model, text) for text in texts])
+
+    def _state(self, folder: TuningFolder, num_batches: int) -> SearchState:
+        stored = folder.load()
+        if stored is not None:
+            return SearchState.from_json_object(stored)
+        num_layers, num_sparsities = self.model.spec.num_layers, len(self.settings.sparsities)
+        return SearchState(DescentState.begin(num_layers, num_batches, num_sparsities, len(DOMAINS)))
+
+    def _decide(self, state: SearchState, batch: TextBatch) -> Outcome:
+        offsets = no_offsets(self.model.spec.num_layers) if state.best is None else state.best
+        judge = partial(evaluate, self.default_table, batch=batch, settings=self.settings)
+        default = judge(offsets=no_offsets(self.model.spec.num_layers), shifts=np.zeros(_shape(self.settings, batch)))
+        return Outcome(state, offsets, default, judge(offsets=offsets, shifts=default.shifts))
+
+    def _table(self, offsets: FloatArray, batch: TextBatch) -> RefinementTable:
+        """Thresholds at all sparsities of the default table, each scaled so that the text reads the rest on average."""
+        sparsities = [round(float(value), 6) for value in self.default_table.sparsities]
+        points = []
+        shift = torch.zeros(len(batch), dtype=torch.float64)
+        with self.progress.task("measuring thresholds", len(sparsities)) as advance:
+            for sparsity in sparsities:
+                logs = log_thresholds(self.default_table, offsets, sparsity, place(sparsity, self.settings.sparsities))
+                _, shift = batch.at_reads(torch.from_numpy(logs), shift, 1.0 - sparsity, width=_WIDTH)
+                points.append(np.exp(logs + float(shift.mean())).tolist())
+                advance()
+        return make_table(sparsities, points)
+
+
+def _shape(settings: TuningSettings, batch: TextBatch) -> tuple[int, int]:
+    return len(settings.sparsities), len(batch)
+
+
+def _curve_point(item: Evaluation) -> dict[str, Any]:
+    means = [float(np.mean(row)) for row in item.kl]
+    return {"num_steps": item.num_steps, "kl": means, "mean_log_improvement": item.improvement}
