@@ -318,7 +318,7 @@ def test_artifacts_without_thresholds_and_sparsities_out_of_reach_are_refused(
     model: TorchModel, model_dir: Path, statistics: GlobalStatistics
 ) -> None:
     with pytest.raises(ConfigurationError, match="no refinement thresholds to tune"):
-        run_of(model, model_dir, replace(statistics, refinement={}, ={})).execute(TuningFolder("none"))
+        run_of(model, model_dir, replace(statistics, refinement={}, expected_kl={})).execute(TuningFolder("none"))
     with pytest.raises(ConfigurationError, match=r"no thresholds for 0\.8"):
         far = replace(SETTINGS, sparsities=(0.2, 0.8))
         run_of(model, model_dir, statistics, far).execute(TuningFolder("far"))
