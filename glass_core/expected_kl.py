@@ -59,7 +59,8 @@ class ExpectedKl:
         if points[after] == sparsity:
             return values[after]
         share = (sparsity - points[after - 1]) / (points[after] - points[after - 1])
-        return (1 - share) * values[after - 1] + share * values[after]
+        # in this form it ascends with the sparsity to the last bit
+        return min(values[after - 1] + share * (values[after] - values[after - 1]), values[after])
 
     def largest_sparsity(self, max_kl: float) -> float:
         """The largest sparsity, in whole percent, whose expected KL is at most `max_kl`; 0 when only the dense model

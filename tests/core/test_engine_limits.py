@@ -65,8 +65,8 @@ def test_other_bad_requests_are_refused() -> None:
         engine.add(make_request(max_tokens=0))
     with pytest.raises(InvalidRequestError, match="stop_token_ids: token id 99"):
         engine.add(replace(request, sampling=replace(request.sampling, stop_token_ids=(99,))))
-    with pytest.raises(MissingStatisticsError, match="a_glass"):
-        engine.add(make_request(sparsity=SparsityParams(sparsity=0.5)))
+    with pytest.raises(MissingStatisticsError, match="i_glass"):
+        engine.add(make_request(sparsity=SparsityParams(sparsity=0.5, method="i_glass")))
     engine.add(request)
     with pytest.raises(InvalidRequestError, match="id 'r' is in use"):
         engine.add(request)
@@ -78,12 +78,13 @@ def test_info_describes_the_loaded_engine() -> None:
     assert (info.dtype, info.device, info.num_parameters) == ("float32", "cpu", 1234)
     assert (info.max_model_len, info.vocab_size, info.num_layers, info.intermediate_size) == (64, 32, 2, 8)
     assert "griffin" in info.methods
-    assert "a_glass" in info.unavailable_methods
+    assert "i_glass" in info.unavailable_methods
     assert info.artifact is None
     assert "no global-statistics artifact" in info.notes[0]
     runner = FakeRunner()
     with_artifact = Engine(runner, CountingSelector(runner), engine_config(runner), artifact="a.safetensors").info
-    assert (with_artifact.artifact, with_artifact.notes) == ("a.safetensors", ())
+    assert with_artifact.artifact == "a.safetensors"
+    assert [note.split()[0] for note in with_artifact.notes] == ["glass_sparsity"]  # no expected KL measured
 
 
 def test_without_a_configured_context_the_kv_pool_caps_it_and_a_note_says_so() -> None:

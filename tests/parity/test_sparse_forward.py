@@ -92,7 +92,7 @@ def test_a_preempted_and_recomputed_sequence_equals_an_uninterrupted_one(variant
     recomputed = harness.feed(
         [ANSWER[:7], *singles(ANSWER[7:])], slot=3, sequence_id="sequence-0", start=len(PROMPT), plan=plan, **length
     )
-    assert_close(recomputed, uninterrupted, atol=2e-5, rtol=0)
+    assert_close(recomputed, uninterrupted, atol=2e-5 * max(1.0, float(uninterrupted.abs().max())), rtol=0)
 
 
 def mixed_rows(harness: Harness) -> tuple[StepRow, ...]:
