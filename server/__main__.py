@@ -121,9 +121,9 @@ def default_problem(settings: Settings, info: EngineInfo) -> str | None:
     )
 
 
-def load_model(config: EngineConfig) -> tuple[ThreadedEngineClient, TextProcessor]:
+def load_model(config: EngineConfig, chat_template: str | None) -> tuple[ThreadedEngineClient, TextProcessor]:
     """Seconds of work, so it runs in a thread. The text first: it fails faster."""
-    text = load_text_processor(config.model_path)
+    text = load_text_processor(config.model_path, chat_template)
     engine = start_engine(config)
     release_free_heap()
     return engine, text
@@ -149,7 +149,7 @@ async def serve(settings: Settings) -> None:
 async def _load(backend: Backend, config: EngineConfig, settings: Settings, server: GracefulServer) -> None:
     logger.info("loading %s", config.model_name)
     try:
-        engine, text = await asyncio.to_thread(load_model, config)
+        engine, text = await asyncio.to_thread(load_model, config, settings.chat_template)
     except BaseException:
         server.should_exit = True
         raise

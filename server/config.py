@@ -35,6 +35,9 @@ class Settings(BaseSettings):
 
     model: str = Field(DEFAULT_MODEL, description="pulled model name, or path of a checkpoint folder")
     served_model_name: str | None = Field(None, description="name shown to clients; default: the model's own")
+    chat_template: str | None = Field(
+        None, description="Jinja file, or name of one of the checkpoint's templates, instead of the checkpoint's own"
+    )
     artifact: Path | None = Field(
         None, description="global-statistics artifact; default: the one shipped for the model"
     )

@@ -1,7 +1,6 @@
 """ChatTemplate: messages to prompt text, equal to `apply_chat_template(..., tokenize=False)` of transformers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import SecurityError, TemplateError, TemplateSyntaxError
@@ -72,21 +71,3 @@ class ChatTemplate:
                 raise SecurityError(f"the chat template makes a prompt of more than {MAX_TEXT} characters")
             parts.append(block)
         return "".join(parts)
-
-
-def read_template_source(model_dir: Path, tokenizer_config: Mapping[str, Any]) -> str | None:
-    """The chat template of a checkpoint folder: `chat_template.jinja`, else `tokenizer_config.json`, else None.
-
-    Of several named templates the one called `default` counts. Raises CheckpointError when there is none of that name.
-    """
-    path = model_dir / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    value = tokenizer_config.get("chat_template")
-    if value is None or isinstance(value, str):
-        return value
-    named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, Mapping)}
-    template = named.get("default")
-    if not isinstance(template, str):
-        raise CheckpointError("tokenizer_config.json lists several chat templates but none named 'default'")
-    return template

@@ -9,8 +9,9 @@ from tokenizers.decoders import ByteLevel
 
 from glass_core.errors import InvalidRequestError
 from glass_core.text.byte_level import ByteLevelDecoder, TokenTable
-from glass_core.text.chat_template import SPECIAL_TOKEN_NAMES, ChatTemplate, Message, read_template_source
+from glass_core.text.chat_template import SPECIAL_TOKEN_NAMES, ChatTemplate, Message
 from glass_core.text.detokenizer import Decoder, Detokenizer, IncrementalDecoder
+from glass_core.text.template_source import compile_chosen, read_chosen_template, read_own_template
 from glass_core.text.tokenizer import (
     read_json_object,
     read_stop_token_ids,
@@ -20,12 +21,22 @@ from glass_core.text.tokenizer import (
     token_content,
 )
 
+NO_TEMPLATE = "this model has no chat template: use /v1/completions, or start the server with --chat-template FILE"
+
 
 class TextProcessor:
-    """Encodes prompts, renders conversations, makes detokenizers. Safe to share between threads."""
+    """Encodes prompts, renders conversations, makes detokenizers. Safe to share between threads.
+
+    `template_origin` says where `template` was found, for people.
+    """
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate | None = None, stop_token_ids: Sequence[int] = ()
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None = None,
+        stop_token_ids: Sequence[int] = (),
+        *,
+        template_origin: str | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._template = template
@@ -33,6 +44,7 @@ class TextProcessor:
         is_byte_level = isinstance(tokenizer.decoder, ByteLevel)
         self._table = TokenTable(tokenizer.id_to_token) if is_byte_level else None
         self.stop_token_ids = tuple(stop_token_ids)
+        self.template_origin = template_origin
 
     @property
     def has_chat_template(self) -> bool:
@@ -62,7 +74,7 @@ class TextProcessor:
         Raises InvalidRequestError (param `messages`) when the model has no chat template or its template refuses.
         """
         if self._template is None:
-            raise InvalidRequestError("this model has no chat template; use /v1/completions", param="messages")
+            raise InvalidRequestError(NO_TEMPLATE, param="messages")
         return self._template.render(messages, add_generation_prompt=add_generation_prompt, **kwargs)
 
     def detokenizer(self, stop: Sequence[str] = (), *, context: Sequence[int] = ()) -> Detokenizer:
@@ -76,19 +88,29 @@ class TextProcessor:
         return ByteLevelDecoder(self._table, context)
 
 
-def load_text_processor(model_dir: Path) -> TextProcessor:
+def load_text_processor(model_dir: Path, chat_template: str | None = None) -> TextProcessor:
     """The text side of a checkpoint folder: tokenizer.json and, when present, tokenizer_config.json,
     chat_template.jinja, generation_config.json and config.json.
 
-    Raises CheckpointError naming the file that is missing or malformed.
+    `chat_template`, a Jinja file or the name of one of the checkpoint's templates, replaces the checkpoint's own.
+    Raises CheckpointError naming the file that is missing or malformed, ConfigurationError for a wrong `chat_template`.
     """
     tokenizer = read_tokenizer(model_dir)
     config = read_json_object(model_dir / "tokenizer_config.json")
     specials = _special_tokens(config)
-    source = read_template_source(model_dir, config)
-    template = None if source is None else ChatTemplate(source, specials)
+    template, origin = _find_template(model_dir, config, specials, chat_template)
     stop_token_ids = read_stop_token_ids(model_dir, tokenizer, specials.get("eos_token"))
-    return TextProcessor(tokenizer, template, stop_token_ids)
+    return TextProcessor(tokenizer, template, stop_token_ids, template_origin=origin)
+
+
+def _find_template(
+    model_dir: Path, tokenizer_config: Mapping[str, Any], special_tokens: Mapping[str, str], choice: str | None
+) -> tuple[ChatTemplate | None, str | None]:
+    if choice is not None:
+        chosen = read_chosen_template(choice, tokenizer_config)
+        return compile_chosen(chosen, special_tokens), chosen.origin
+    own = read_own_template(model_dir, tokenizer_config)
+    return (None, None) if own is None else (ChatTemplate(own.text, special_tokens), own.origin)
 
 
 def _special_tokens(tokenizer_config: Mapping[str, Any]) -> dict[str, str]:

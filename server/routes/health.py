@@ -30,10 +30,15 @@ async def ready(model: ModelDep) -> dict[str, str]:
 
 @router.get("/version")
 async def version(backend: BackendDep) -> dict[str, Any]:
-    """This server's version, the event loop it runs on and, once loaded, what the engine is and can do."""
-    engine = None if backend.model is None else _describe(backend.model.engine.info)
-    event_loop = type(asyncio.get_running_loop()).__module__.partition(".")[0]
-    return {"version": __version__, "event_loop": event_loop, "engine": engine}
+    """This server's version, the event loop it runs on and, once loaded, where the chat template comes from and what
+    the engine is and can do."""
+    model = backend.model
+    return {
+        "version": __version__,
+        "event_loop": type(asyncio.get_running_loop()).__module__.partition(".")[0],
+        "chat_template": None if model is None else model.text.template_origin,
+        "engine": None if model is None else _describe(model.engine.info),
+    }
 
 
 def _describe(info: EngineInfo) -> dict[str, Any]:

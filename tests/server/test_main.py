@@ -21,7 +21,7 @@ from tests.server.conftest import ANSWER
 from tests.server.live_app import until
 from tests.server.wire import CHAT, HELLO, chat_text, events
 
-Load = Callable[[EngineConfig], Any]
+Load = Callable[[EngineConfig, str | None], Any]
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ async def test_a_server_loads_serves_and_drains(
 
     may_load = threading.Event()
 
-    def load(config: EngineConfig) -> Any:
+    def load(config: EngineConfig, chat_template: str | None) -> Any:
         assert may_load.wait(10)
         return engine, text
 
@@ -99,7 +99,7 @@ async def test_a_server_loads_serves_and_drains(
 async def test_a_signal_while_idle_ends_the_server(
     settings: Settings, engine: FakeEngineClient, text: TextProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use_loader(monkeypatch, lambda config: (engine, text))
+    use_loader(monkeypatch, lambda config, chat_template: (engine, text))
     running = asyncio.create_task(entry.serve(settings))
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{settings.port}") as client:
         await wait_for_status(client, 200)
@@ -110,7 +110,7 @@ async def test_a_signal_while_idle_ends_the_server(
 def test_a_model_that_cannot_be_loaded_ends_the_server(
     settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def load(config: EngineConfig) -> Any:
+    def load(config: EngineConfig, chat_template: str | None) -> Any:
         raise CheckpointError("model.safetensors is truncated")
 
     use_loader(monkeypatch, load)
@@ -134,7 +134,7 @@ def test_wrong_arguments_are_one_line(
 
 def test_the_model_is_loaded_text_first(settings: Settings) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
-        entry.load_model(settings.engine_config())
+        entry.load_model(settings.engine_config(), None)
 
 
 def test_every_setting_is_a_documented_flag(capsys: pytest.CaptureFixture[str]) -> None:

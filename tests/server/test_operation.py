@@ -66,7 +66,8 @@ async def test_health_lives_while_loading_and_draining(
     backend.model = None
     assert (await client.get("/health")).status_code == 200
     assert (await client.get("/metrics")).status_code == 200
-    assert (await client.get("/version")).json() == {"version": __version__, "event_loop": "asyncio", "engine": None}
+    version = (await client.get("/version")).json()
+    assert version == {"version": __version__, "event_loop": "asyncio", "chat_template": None, "engine": None}
 
 
 async def test_a_dead_engine_is_not_ready(client: httpx.AsyncClient, engine: FakeEngineClient) -> None:
