@@ -15,12 +15,13 @@ PROMPT_TOKENS = 7
 @dataclass
 class FakeServer:
     """Its address and the bodies it was sent. `status` other than 200 refuses every completion. `version` is what
-    `/version` answers; None = it has no such path."""
+    `/version` answers; None = it has no such path. `owner` is whose its models are."""
 
     port: int = 0
     status: int = 200
     seconds_per_token: float = 0.0
     version: object = None
+    owner: str = "somebody"
     bodies: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -29,8 +30,8 @@ class FakeServer:
 
 
 @contextmanager
-def fake_server(*, status: int = 200, seconds_per_token: float = 0.0) -> Iterator[FakeServer]:
-    fake = FakeServer(status=status, seconds_per_token=seconds_per_token)
+def fake_server(*, status: int = 200, seconds_per_token: float = 0.0, owner: str = "somebody") -> Iterator[FakeServer]:
+    fake = FakeServer(status=status, seconds_per_token=seconds_per_token, owner=owner)
 
     class Bound(Handler):
         server_state = fake
@@ -58,7 +59,8 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_GET(self) -> None:
-        known: dict[str, object] = {"/v1/models": {"data": [{"id": "fake"}]}, "/ready": {}, "/health": {}}
+        models = {"data": [{"id": "fake", "owned_by": self.server_state.owner}]}
+        known: dict[str, object] = {"/v1/models": models, "/ready": {}, "/health": {}}
         if self.server_state.version is not None:
             known["/version"] = self.server_state.version
         self.send_json(200 if self.path in known else 404, known.get(self.path, {}))

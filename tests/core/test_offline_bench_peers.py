@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from glass_core.offline.bench.compare_streams import StreamRace
 from glass_core.offline.bench.load import process
 from glass_core.offline.bench.load.generator import ClosedLoop
 from glass_core.offline.bench.load.target import Target
+from glass_core.offline.bench.peers import own_engine
 from glass_core.offline.bench.peers.bf16_folder import write_bf16_folder
 from glass_core.offline.bench.peers.child import TransformersSide
 from glass_core.offline.bench.peers.own_engine import OwnEngine
@@ -26,6 +28,7 @@ from glass_core.offline.bench.serving import ServingSettings
 from glass_core.offline.cli import main
 from tests.core.fake_llama_cpp import write_llama_server
 from tests.core.fake_vllm import write_vllm_python
+from tests.fakes_engine import FAKE_INFO, FakeEngineClient
 from tests.tiny_models import save_tiny_model
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
@@ -120,6 +123,18 @@ def test_our_engine_answers_all_prompts(model_dir: Path) -> None:
         assert (stats.num_generated_tokens, stats.num_requests_running) == (2 * 3 * 4, 0)
         assert set(stats.cost_by_method) == {"dense", "griffin"}
         assert engine.peak_rss_bytes() is None  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize(("method", "refined"), [(None, [False, True, False]), ("griffin", [False] * 3)])
+def test_our_engine_refines_what_the_server_would(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str | None, refined: list[bool]
+) -> None:
+    client = FakeEngineClient(lambda request: [1, 2], replace(FAKE_INFO, refinement={"uniform": 0.5}))
+    monkeypatch.setattr(own_engine, "start_engine", lambda config: client)
+    with OwnEngine(EngineConfig(tmp_path, "tiny"), method=method, max_sequences=1) as engine:
+        for sparsity in (0.0, 0.5, 0.6):
+            engine.stream_speed(PROMPTS[:1], num_tokens=2, concurrency=1, sparsity=sparsity)
+    assert [request.sparsity.refine for request in client.requests] == refined
 
 
 class ScriptedPeer:

@@ -150,6 +150,15 @@ def test_result_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert ["glass_sparsity" in body for body in timed] == ([False] * 3 + [True] * 3) * 2
 
 
+@pytest.mark.parametrize("named", [[], ["--served-model", "fake"]])
+def test_our_server_is_asked_for_dense_answers_whatever_its_default(named: list[str]) -> None:
+    with fake_server(owner="glass") as server:
+        flags = ["--concurrency", "1", "--num-requests", "1", "--num-tokens", "2", "--sparsities", "0,0.5"]
+        assert main(["bench", "serving", "--url", server.url, *flags, *named]) == 0
+    warm_up = [0.0, 0.0, 0.5, 0.5]
+    assert [body["glass_sparsity"] for body in server.bodies] == [*warm_up, 0.0, 0.5]
+
+
 def test_a_server_that_refuses_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with fake_server(status=429) as server:
         assert main(["bench", "serving", "--url", server.url, "--concurrency", "1", "--num-requests", "1"]) == 1

@@ -123,7 +123,7 @@ def run_load(target: Target, settings: ServingSettings, load: Load, sparsity: fl
 def warm_up(target: Target, settings: ServingSettings) -> None:
     """A few short answers at every sparsity, untimed."""
     for sparsity in settings.sparsities:
-        extra = _glass_fields(settings, sparsity)
+        extra = _glass_fields(target, settings, sparsity)
         prompts = word_prompts(WARM_UP_REQUESTS, settings.prompt_words, seed=settings.seed)
         requests = [target.request(prompt, max_tokens=WARM_UP_TOKENS, seed=0, extra=extra) for prompt in prompts]
         load = ClosedLoop(WARM_UP_REQUESTS)
@@ -138,7 +138,7 @@ def _points(settings: ServingSettings) -> Iterator[tuple[int, Load, float]]:
 
 
 def _requests(target: Target, settings: ServingSettings, count: int, sparsity: float, seed: int) -> Sequence[bytes]:
-    extra = _glass_fields(settings, sparsity)
+    extra = _glass_fields(target, settings, sparsity)
     prompts = word_prompts(count, settings.prompt_words, seed)
     return [
         target.request(prompt, max_tokens=settings.num_tokens, seed=seed + index, extra=extra)
@@ -146,10 +146,11 @@ def _requests(target: Target, settings: ServingSettings, count: int, sparsity: f
     ]
 
 
-def _glass_fields(settings: ServingSettings, sparsity: float) -> dict[str, Any]:
-    """Our fields of a request, none for a dense one: other servers may refuse what they do not know."""
+def _glass_fields(target: Target, settings: ServingSettings, sparsity: float) -> dict[str, Any]:
+    """Our fields of a request. A dense one to another server has none, for it may refuse what it does not know; our own
+    has to be told, for its default may be sparse."""
     if not sparsity:
-        return {}
+        return {"glass_sparsity": 0.0} if target.is_ours else {}
     method = {} if settings.method is None else {"glass_method": settings.method}
     return {"glass_sparsity": sparsity, **method}
 

@@ -14,6 +14,7 @@ from glass_core.errors import ConfigurationError
 from glass_core.offline.bench.load.exchange import post
 
 _PATH = "/v1/completions"
+_OWNER = "glass"  # of our server's models
 # Frequent words, one token each for most vocabularies
 _WORDS = tuple(
     """
@@ -28,12 +29,14 @@ _WORDS = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """An OpenAI-compatible server on this machine. `path` is the endpoint's."""
+    """An OpenAI-compatible server on this machine. `path` is the endpoint's; `is_ours` says that it knows our request
+    fields and has a default sparsity of its own."""
 
     host: str
     port: int
     model: str
     path: str = _PATH
+    is_ours: bool = False
 
     def request(self, prompt: str, *, max_tokens: int, seed: int, extra: Mapping[str, Any]) -> bytes:
         """A streamed completion of exactly `max_tokens` tokens at temperature 0; `extra` fields go into the body."""
@@ -62,8 +65,16 @@ def target_of(url: str, model: str | None = None) -> Target:
         raise ConfigurationError(f"--url must be http on a loopback address such as http://127.0.0.1:8000, got {url!r}")
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     port = parts.port or 80
-    name = model or _first_model(f"http://{parts.netloc}{prefix}/v1/models")
-    return Target("127.0.0.1" if host == "localhost" else host, port, name, prefix + _PATH)
+    try:
+        first = _first_model(f"http://{parts.netloc}{prefix}/v1/models")
+    except ConfigurationError:
+        if model is None:
+            raise
+        first = {}
+    name = str(first["id"]) if model is None else model
+    return Target(
+        "127.0.0.1" if host == "localhost" else host, port, name, prefix + _PATH, first.get("owned_by") == _OWNER
+    )
 
 
 def word_prompts(count: int, num_words: int, seed: int) -> list[str]:
@@ -79,9 +90,11 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _first_model(url: str) -> str:
+def _first_model(url: str) -> Mapping[str, Any]:
+    """What the server says of it: an object with an id."""
     try:
         with httpx.Client(trust_env=False, timeout=10.0) as client:
-            return str(client.get(url).raise_for_status().json()["data"][0]["id"])
+            model = client.get(url).raise_for_status().json()["data"][0]
+        return {**model, "id": model["id"]}
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise ConfigurationError(f"{url} does not name a model ({error}); give one with --served-model") from error

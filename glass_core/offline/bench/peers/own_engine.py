@@ -20,7 +20,7 @@ DEFAULT_METHOD = SparsityParams().method
 
 
 class OwnEngine:
-    """Context manager: the engine runs inside. `method` None = the server's default."""
+    """Context manager: the engine runs inside. `method` None = the server's default, refined where it would be."""
 
     label = "own engine"
     pids: tuple[int, ...] = ()
@@ -29,7 +29,7 @@ class OwnEngine:
     def __init__(self, config: EngineConfig, *, method: str | None, max_sequences: int) -> None:
         scheduler = replace(config.scheduler, max_num_sequences=max_sequences)
         self._config = replace(config, scheduler=scheduler)
-        self._method = method or DEFAULT_METHOD
+        self._method = method
         self._ids = itertools.count()
 
     def __enter__(self) -> Self:
@@ -55,12 +55,18 @@ class OwnEngine:
         return
 
     def _request(self, prompt: Sequence[int], num_tokens: int, sparsity: float) -> GenerationRequest:
-        profile = self._client.info.default_profile
+        info = self._client.info
+        refined_up_to = info.refinement.get(info.default_profile, 0.0) if self._method is None else 0.0
         return GenerationRequest(
             request_id=f"bench-{next(self._ids)}",
             prompt_token_ids=tuple(prompt),
             sampling=SamplingParams(max_tokens=num_tokens, seed=0, temperature=0.0, ignore_eos=True),
-            sparsity=SparsityParams(sparsity=sparsity, method=self._method, profile=profile),
+            sparsity=SparsityParams(
+                sparsity,
+                method=self._method or DEFAULT_METHOD,
+                profile=info.default_profile,
+                refine=0.0 < sparsity <= refined_up_to,
+            ),
             arrival_time=time.monotonic(),
         )
 
