@@ -1,27 +1,19 @@
-"""Measuring expected KL on a tiny model: against one answer at a time, resumed or alone the same."""
+"""Measuring expected KL on a tiny model: resumed or alone the same."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
-from glass_core.api import SparsityParams
 from glass_core.config import glass_home
 from glass_core.errors import ConfigurationError
 from glass_core.expected_kl import REFINED
 from glass_core.offline.calibrate.calibration import CalibrationRun, load_model
 from glass_core.offline.calibrate.corpus import CorpusSequence
-from glass_core.offline.calibrate.expected_kl import Condition, make_table, refined_sums, to_answers
+from glass_core.offline.calibrate.expected_kl import Condition, make_table, to_answers
 from glass_core.offline.calibrate.settings import CalibrationSettings
 from glass_core.offline.cli import main
-from glass_core.offline.divergence import token_kl
-from glass_core.offline.evaluate.longform import run_dense
-from glass_core.offline.evaluate.refined import predict_refined
-from glass_core.offline.evaluate.subjects import evaluation_selector
-from glass_core.offline.generation import cache_for
 from glass_core.offline.progress import SilentProgress
 from glass_core.runners.torch_runner.model import TorchModel
-from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import GlobalStatistics, read_artifact
 from glass_core.text import load_text_processor
 from tests.tiny_models import save_tiny_model
@@ -81,23 +73,6 @@ def test_measuring_alone_adds_the_same(
     assert read_artifact(output).expected_kl == read_artifact(artifact).expected_kl
     assert output.read_bytes() == artifact.read_bytes()
     assert not any((glass_home() / "work").iterdir())
-
-
-def test_side_by_side_is_as_alone(model: TorchModel, statistics: GlobalStatistics) -> None:
-    smallest = cache_for(model.spec, num_sequences=1, num_tokens=1, bytes_per_value=4)
-    selector = evaluation_selector(TorchRunner(model, smallest), statistics)
-    sequences = [CorpusSequence(tuple(range(3, 3 + length)), 2, prompt) for length, prompt in ((20, 5), (12, 6))]
-    dense = [run_dense(model, answer) for answer in to_answers(sequences)]
-    params = [SparsityParams(value, profile="sensitivity", refine=True) for value in (0.2, 0.5)]
-    sums = refined_sums(model, selector, params, dense)
-    for item, row in zip(params, sums, strict=True):
-        plan = selector.select(item, None)
-        assert plan is not None
-        for answer, found in zip(dense, row, strict=True):
-            log_probs, _ = predict_refined(model, answer, plan)
-            expected = float(token_kl(answer.log_probs, log_probs).sum())
-            assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
-    assert torch.tensor(sums).min() > 0
 
 
 def test_documents_lend_their_first_quarter_as_prompt() -> None:

@@ -14,7 +14,8 @@ from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, StepRow
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.packing import row_bytes
-from glass_core.runners.native.scoring import NativeScorer
+from glass_core.runners.native.scoring import ForcedText, NativeRowScorer, NativeScorer
+from glass_core.runners.native.types import Floats
 from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.refinement import Refinement
@@ -198,6 +199,32 @@ def test_scoring_equals_decoding(image_format: str, tmp_path: Path) -> None:
                 row = make_row([token], start=len(PROMPT) + i, plan=plan, sample=greedy())
                 decoded, _ = native.step(replace(row, refine_scales=scales[i : i + 1]))
                 np.testing.assert_array_equal(forced[i], decoded[0])
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_texts_side_by_side_equal_one_after_the_other(image_format: str, tmp_path: Path) -> None:
+    """Of different lengths, each token with a scale of its own."""
+    header = make_header(ODD_SIZES, tmp_path, image_format)
+    plans = [drop_some(header.spec, full_pool(header.spec), seed=seed) for seed in (0, 7)]
+    texts = [
+        ForcedText(PROMPT, ANSWER, plans[0]),
+        ForcedText(random_tokens(30, seed=4), ANSWER[:3], plans[0]),
+        ForcedText(PROMPT, ANSWER[:6], plans[1]),
+    ]
+    scales = [tuple(scale * factor for scale in SCALES) for factor in (1.0, 0.75, 1.5)]
+    found: list[list[Floats]] = [[] for _ in texts]
+    with NativeRowScorer(header, texts, num_threads=2) as rows:
+        for index in range(len(ANSWER)):
+            live = [number for number, text in enumerate(texts) if index < len(text.answer)]
+            logits, reads = rows.step(index, live, [scales[number][index] for number in live])
+            assert all(0.333 < share < 1 for share in reads)
+            for number, row in zip(live, logits, strict=True):
+                found[number].append(row)
+    with NativeScorer(header, max_tokens=40, num_threads=2) as scorer:
+        for text, factors, own in zip(texts, scales, found, strict=True):
+            scorer.read_prompt(text.prompt)
+            forced = scorer.force(text.answer, text.plan, factors[: len(text.answer)])
+            np.testing.assert_array_equal(np.stack(own), forced)
 
 
 def work_of(header: ImageHeader, plan: SparsityPlan) -> tuple[int, int]:

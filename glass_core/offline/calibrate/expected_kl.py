@@ -16,20 +16,20 @@ from glass_core.api import SparsityParams
 from glass_core.errors import ConfigurationError
 from glass_core.expected_kl import REFINED, ExpectedKl
 from glass_core.offline.calibrate.corpus import CorpusSequence
-from glass_core.offline.calibrate.refined_answers import RefinedAnswer, decode_refined
 from glass_core.offline.calibrate.workfolder import WorkFolder
 from glass_core.offline.divergence import token_kl
 from glass_core.offline.evaluate.answers import Answer
 from glass_core.offline.evaluate.bootstrap import Bootstrap
 from glass_core.offline.evaluate.longform import DenseAnswer, predict_answer, run_dense
-from glass_core.offline.evaluate.subjects import evaluation_selector
+from glass_core.offline.evaluate.refined import TorchRows, decode_refined
+from glass_core.offline.evaluate.refined_scores import score_refined
+from glass_core.offline.evaluate.subjects import evaluation_selector, refined_rows
 from glass_core.offline.generation import cache_for
 from glass_core.offline.progress import Progress
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics
 from glass_core.sparsity.manifest import CorpusValue
-from glass_core.sparsity.refinement import Refinement
 from glass_core.sparsity.selection import PlanSelector
 
 # between points the server interpolates: closer where refinement's answers are good enough to be chosen
@@ -179,16 +179,10 @@ def refined_sums(
     model: TorchModel, selector: PlanSelector, params: Sequence[SparsityParams], dense: Sequence[DenseAnswer]
 ) -> Sums:
     """Under refined plans, all answers at all sparsities side by side."""
-    rows = [[RefinedAnswer.begin(answer, _refinement(selector, item)) for answer in dense] for item in params]
-    decode_refined(model, [answer for row in rows for answer in row])
-    return [[answer.kl for answer in row] for row in rows]
-
-
-def _refinement(selector: PlanSelector, params: SparsityParams) -> Refinement:
-    plan = selector.select(params, None)
-    assert plan is not None
-    assert plan.refinement is not None
-    return plan.refinement
+    rows = refined_rows(selector, [(item, answer) for item in params for answer in dense])
+    (scores,) = score_refined([decode_refined(TorchRows(model, rows), rows)], [row.dense for row in rows])
+    sums = [score.from_dense.kl for score in scores]
+    return [sums[start : start + len(dense)] for start in range(0, len(sums), len(dense))]
 
 
 def _rising(values: npt.ArrayLike) -> tuple[float, ...]:

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from glass_core.api import SparsityParams
 from glass_core.errors import ConfigurationError
 from glass_core.offline.evaluate.answer_file import kept_answers
@@ -20,11 +18,12 @@ from glass_core.offline.evaluate.answers import (
     sample_answers,
 )
 from glass_core.offline.evaluate.bootstrap import Bootstrap
+from glass_core.offline.evaluate.condition_scores import chunks, score_conditions
 from glass_core.offline.evaluate.conditions import Sweep
 from glass_core.offline.evaluate.conversations import Turn, conversation_prompts
 from glass_core.offline.evaluate.lengths import length_sweep
 from glass_core.offline.evaluate.longform import run_dense
-from glass_core.offline.evaluate.scores import ConditionScore, perplexity_of, score_predictions, total_nll
+from glass_core.offline.evaluate.scores import ConditionScore, perplexity_of, total_nll
 from glass_core.offline.evaluate.subjects import NativeSubject, Subject, TorchSubject
 from glass_core.offline.progress import Progress
 from glass_core.offline.provenance import commit, machine, versions
@@ -33,6 +32,9 @@ from glass_core.runners.native.scoring import NativeScorer
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.artifact import GlobalStatistics
 from glass_core.text import TextProcessor
+
+# all conditions of one subject
+Column = list[ConditionScore]
 
 PROTOCOL = (
     "long-form: the dense model samples an answer; every condition is teacher-forced on it with dense prompt KV; all "
@@ -99,7 +101,11 @@ class LongformRun:
         with ExitStack() as stack:
             subjects = [reference, *self.native_subjects(stack, answers)]
             scores = _empty_scores(subjects, wanted)
-            nll = [self._score(answer, subjects, scores) for answer in self.in_progress(answers)]
+            nll = [
+                value
+                for chunk in chunks(self.in_progress(answers), wanted)
+                for value in self._score(chunk, subjects, scores)
+            ]
         bootstrap = Bootstrap.over(len(answers), self.seed)
         num_tokens = [len(answer.token_ids) - 1 for answer in answers]
         return {
@@ -165,20 +171,14 @@ class LongformRun:
                 yield answer
                 advance()
 
-    def _score(self, answer: Answer, subjects: Sequence[Subject], scores: Sequence[Sequence[ConditionScore]]) -> float:
-        """Add this answer's score to every condition of every subject; the dense model's own summed nll."""
-        dense = run_dense(self.model, answer)
-        for subject in subjects:
-            subject.begin(answer, dense)
-        for condition in zip(*scores, strict=True):
-            twin: Tensor | None = None
-            for subject, score in zip(subjects, condition, strict=True):
-                log_probs, ffn_reads = subject.predict(score.params)
-                score.answers.append(
-                    score_predictions(log_probs, dense.targets, ffn_reads, dense=dense.log_probs, twin=twin)
-                )
-                twin = log_probs if twin is None else twin
-        return total_nll(dense.log_probs, dense.targets)
+    def _score(self, answers: Sequence[Answer], subjects: Sequence[Subject], columns: Sequence[Column]) -> list[float]:
+        """Add these answers' scores to every condition of every subject; the dense model's own summed nll of each."""
+        dense = [run_dense(self.model, answer) for answer in answers]
+        wanted = [condition.params for condition in columns[0]]
+        for column, scores in zip(columns, score_conditions(subjects, wanted, dense), strict=True):
+            for condition in column:
+                condition.answers += scores[condition.params]
+        return [total_nll(one.log_probs, one.targets) for one in dense]
 
     def conditions(self, prompts: str, command: str) -> dict[str, Any]:
         """What the result depends on; `prompts` names the prompt file."""
@@ -222,9 +222,9 @@ def _scorable(answers: Sequence[Answer]) -> list[Answer]:
     return found
 
 
-def _empty_scores(subjects: Sequence[Subject], wanted: Sequence[SparsityParams]) -> list[list[ConditionScore]]:
+def _empty_scores(subjects: Sequence[Subject], wanted: Sequence[SparsityParams]) -> list[Column]:
     """One list of all conditions per subject; the first subject's are the twins of the others'."""
-    columns: list[list[ConditionScore]] = []
+    columns: list[Column] = []
     for subject in subjects:
         twins = columns[0] if columns else [None] * len(wanted)
         columns.append(

@@ -21,9 +21,10 @@ from glass_core.sparsity.plan import SparsityPlan
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DenseAnswer:
-    """The dense model on one answer: `log_probs` (n, vocab) and `targets` (n,) of the n scored tokens, the prompt's
-    cache, and the statistics of the prompt and of the answer."""
+    """The dense model on one answer: `log_probs` (n, vocab) and `targets` (n,) of the n scored tokens, which follow
+    the tokens of `continuation` (n,); the prompt's cache, and the statistics of the prompt and of the answer."""
 
+    answer: Answer
     continuation: Tensor
     targets: Tensor
     log_probs: Tensor
@@ -41,7 +42,7 @@ def run_dense(model: TorchModel, answer: Answer) -> DenseAnswer:
     _, prompt_statistics = observe_tokens(model, prompt, cache)
     prompt_cache = cache.fork()
     log_probs, answer_statistics = observe_tokens(model, tokens[:-1], cache)
-    return DenseAnswer(tokens[:-1], tokens[1:], log_probs, prompt_cache, prompt_statistics, answer_statistics)
+    return DenseAnswer(answer, tokens[:-1], tokens[1:], log_probs, prompt_cache, prompt_statistics, answer_statistics)
 
 
 @torch.no_grad()

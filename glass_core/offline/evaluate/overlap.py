@@ -19,12 +19,11 @@ from torch import Tensor
 from glass_core.api import SparsityParams
 from glass_core.offline.evaluate.conditions import ORACLE
 from glass_core.offline.evaluate.longform import DenseAnswer, predict_tokens
-from glass_core.offline.evaluate.refined import run_controlled
+from glass_core.offline.evaluate.refined import RefinedRow, RowsFfn, TorchRows, decode_refined
 from glass_core.runners.torch_runner.model import TorchModel
-from glass_core.runners.torch_runner.refined import RefinedFfn
-from glass_core.runners.torch_runner.views import PackedViews
 from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
 from glass_core.sparsity.ranking import ranks, top_k
+from glass_core.sparsity.refinement import Refinement
 from glass_core.sparsity.selection import PlanSelector
 
 Layers = npt.NDArray[np.float64]
@@ -105,31 +104,34 @@ def _token_places(model: TorchModel, dense: DenseAnswer) -> Tensor:
     return torch.stack(places, dim=1).to(torch.int32)
 
 
-class _RecordedFfn(RefinedFfn):
-    """Remembers which neurons reach down_proj, layer by layer, (n, pool)."""
+class _RecordedFfn(RowsFfn):
+    """Remembers which neurons reach down_proj, layer by layer, (1, m)."""
 
-    def __init__(self, model: TorchModel, plan: SparsityPlan, scale: float) -> None:
-        assert plan.refinement is not None
-        super().__init__(model.spec, PackedViews(model, plan), plan.refinement, 1, (scale,))
+    def __init__(self, model: TorchModel, refinements: Sequence[Refinement], scales: Sequence[float]) -> None:
+        super().__init__(model, refinements, scales)
         self.kept: list[Tensor] = []
 
-    def count(self, num_pool: int, gated: Tensor, kept: Tensor) -> None:
-        super().count(num_pool, gated, kept)
+    def count(self, gated: Tensor, kept: Tensor) -> None:
+        super().count(gated, kept)
         self.kept.append(kept.cpu())
 
 
-@torch.no_grad()
+class _RecordedRows(TorchRows):
+    """Remembers the FFN of every step."""
+
+    def __init__(self, model: TorchModel, rows: Sequence[RefinedRow]) -> None:
+        super().__init__(model, rows)
+        self.steps: list[_RecordedFfn] = []
+
+    def make_ffn(self, refinements: Sequence[Refinement], scales: Sequence[float]) -> RowsFfn:
+        self.steps.append(_RecordedFfn(self._model, refinements, scales))
+        return self.steps[-1]
+
+
 def _refined_masks(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan) -> Tensor:
     """(n, layers, m) bool: what each token keeps, with the thresholds adjusted as in the server."""
-    refinement, cache = plan.refinement, dense.prompt_cache.fork()
-    assert refinement is not None
-    masks: list[Tensor] = []
-
-    def step(index: int, scale: float) -> tuple[Tensor, float]:
-        ffn = _RecordedFfn(model, plan, scale)
-        log_probs = predict_tokens(model, dense.continuation[index : index + 1], cache, ffn.ffn)
-        masks.append(torch.cat(ffn.kept))
-        return log_probs, ffn.reads
-
-    run_controlled(step, len(dense.continuation), refinement.reads)
-    return torch.stack(masks)
+    rows = [RefinedRow(dense, plan)]
+    run = _RecordedRows(model, rows)
+    for _ in decode_refined(run, rows):
+        pass
+    return torch.stack([torch.cat(ffn.kept) for ffn in run.steps])

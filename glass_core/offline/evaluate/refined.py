@@ -1,44 +1,145 @@
-"""Refined answers token by token, as a server decodes them: each token's scale comes from what those before it read."""
+"""Refined answers, many side by side: one token of each per step, each row decoded as a server decodes it alone.
 
-from collections.abc import Callable
+A refined token's thresholds depend on what the tokens before it read, so an answer cannot go through in one step as
+under a static plan. But rows do not depend on each other: each has a cache and a reads controller of its own, and only
+the weights are read once for all of them, which makes minutes of what would be an hour.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from glass_core.engine.refine_control import ReadsController
-from glass_core.offline.evaluate.longform import DenseAnswer, predict_tokens
+from glass_core.offline.evaluate.longform import DenseAnswer
+from glass_core.runners.torch_runner.attention import SequenceCache
+from glass_core.runners.torch_runner.ffn import ACTIVATIONS
 from glass_core.runners.torch_runner.model import TorchModel
-from glass_core.runners.torch_runner.refined import RefinedFfn
-from glass_core.runners.torch_runner.views import PackedViews
 from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.refinement import Refinement
 
-# (number of the token, scale) -> log-probabilities of the next one (1, vocab), share of FFN weights read
-TokenStep = Callable[[int, float], tuple[Tensor, float]]
+# decoded side by side at most: more rows no longer share much, and their predictions take memory
+MAX_ROWS = 96
 
-
-def run_controlled(step: TokenStep, num_tokens: int, reads: float) -> tuple[Tensor, float]:
-    """Log-probabilities (n, vocab) and the mean share of FFN weights read, of `num_tokens` tokens promised `reads`."""
-    controller = ReadsController(reads)
-    predicted: list[Tensor] = []
-    for index in range(num_tokens):
-        (scale,) = controller.scales(index, index + 1)
-        log_probs, token_reads = step(index, scale)
-        controller.observe(index, index + 1, token_reads)
-        predicted.append(log_probs)
-    mean = controller.mean_reads
-    return torch.cat(predicted), reads if mean is None else mean
+# (number of the token, numbers of the rows, their scales) -> log-probabilities of the token after it (rows, vocab), and
+# the share of FFN weights that each row read
+RunRows = Callable[[int, Sequence[int], Sequence[float]], tuple[Tensor, Sequence[float]]]
 
 
-@torch.no_grad()
-def predict_refined(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan) -> tuple[Tensor, float]:
-    """Teacher-forced under a refined plan: log-probabilities (n, vocab) of the scored tokens, and the mean reads."""
-    refinement = plan.refinement
-    assert refinement is not None
-    cache, views = dense.prompt_cache.fork(), PackedViews(model, plan)
+@dataclass(frozen=True, slots=True, eq=False)
+class RefinedRow:
+    """One dense answer, teacher-forced under one refined plan."""
 
-    def step(index: int, scale: float) -> tuple[Tensor, float]:
-        ffn = RefinedFfn(model.spec, views, refinement, 1, (scale,))
-        log_probs = predict_tokens(model, dense.continuation[index : index + 1], cache, ffn.ffn)
-        return log_probs, ffn.reads
+    dense: DenseAnswer
+    plan: SparsityPlan
 
-    return run_controlled(step, len(dense.continuation), refinement.reads)
+    @property
+    def num_tokens(self) -> int:
+        return len(self.dense.continuation)
+
+    @property
+    def refinement(self) -> Refinement:
+        assert self.plan.refinement is not None
+        return self.plan.refinement
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RefinedStep:
+    """Token number `index` of all `rows` that have one: `log_probs` (rows, vocab) of the token after it, and the share
+    of FFN weights that each row read."""
+
+    index: int
+    rows: tuple[int, ...]
+    log_probs: Tensor
+    reads: Sequence[float]
+
+
+def decode_refined(run: RunRows, rows: Sequence[RefinedRow]) -> Iterator[RefinedStep]:
+    """Decode all rows to their ends."""
+    controllers = [ReadsController(row.refinement.reads) for row in rows]
+    for index in range(max((row.num_tokens for row in rows), default=0)):
+        live = tuple(number for number, row in enumerate(rows) if index < row.num_tokens)
+        scales = [controllers[number].scales(index, index + 1)[0] for number in live]
+        log_probs, reads = run(index, live, scales)
+        for number, share in zip(live, reads, strict=True):
+            controllers[number].observe(index, index + 1, share)
+        yield RefinedStep(index, live, log_probs, reads)
+
+
+class TorchRows:
+    """The rows on the reference model, a `RunRows`. Their plans' pools are all neurons, and they share score weights:
+    a refiner's plans do."""
+
+    def __init__(self, model: TorchModel, rows: Sequence[RefinedRow]) -> None:
+        self._model = model
+        self._rows = rows
+        self._caches = [row.dense.prompt_cache.fork() for row in rows]
+
+    @torch.no_grad()
+    def __call__(self, index: int, rows: Sequence[int], scales: Sequence[float]) -> tuple[Tensor, list[float]]:
+        ffn = self.make_ffn([self._rows[number].refinement for number in rows], scales)
+        caches = [self._caches[number] for number in rows]
+        positions = torch.tensor([cache.num_tokens for cache in caches], device=self._model.device)
+        hidden = self._model.forward(
+            torch.stack([self._rows[number].dense.continuation[index] for number in rows]),
+            positions,
+            attention=_RowsAttention(caches),
+            ffn=ffn,
+            rope_lengths=positions + 1,
+        )
+        return torch.log_softmax(self._model.logits(hidden), dim=-1), ffn.reads
+
+    def make_ffn(self, refinements: Sequence[Refinement], scales: Sequence[float]) -> "RowsFfn":
+        """The FFN of one step."""
+        return RowsFfn(self._model, refinements, scales)
+
+
+class RowsFfn:
+    """An `Ffn` that refines every row (token) by thresholds of its own, and counts what each reads."""
+
+    def __init__(self, model: TorchModel, refinements: Sequence[Refinement], scales: Sequence[float]) -> None:
+        self._model = model
+        factors = torch.tensor(scales, dtype=torch.float32)[:, None]
+        self._up = _thresholds([item.up_thresholds for item in refinements], factors).to(model.device)
+        self._down = _thresholds([item.down_thresholds for item in refinements], factors).to(model.device)
+        self._up_weights = torch.from_numpy(refinements[0].up_weights).to(model.device)
+        self._down_norms = torch.from_numpy(refinements[0].down_norms).to(model.device)
+        self._num_products = torch.zeros(len(refinements), dtype=torch.int64, device=model.device)
+
+    @property
+    def reads(self) -> list[float]:
+        """Share of FFN weights each row read."""
+        spec = self._model.spec
+        shares: list[float] = (self._num_products / (3 * spec.num_layers * spec.intermediate_size)).tolist()
+        return shares
+
+    def __call__(self, layer: int, x: Tensor) -> Tensor:
+        weights = self._model.layers[layer].ffn
+        gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+        gated = up.float().abs() * self._up_weights[layer] >= self._up[:, layer, None]
+        z = ACTIVATIONS[self._model.spec.activation](gate) * up
+        kept = gated & (z.float().abs() * self._down_norms[layer] >= self._down[:, layer, None])
+        self.count(gated, kept)
+        return self._model.ffn_output(layer, torch.where(kept, z, 0.0))
+
+    def count(self, gated: Tensor, kept: Tensor) -> None:
+        """Called once per layer, in order: what each row reads the gate and down_proj for, (rows, m) bool."""
+        self._num_products += gated.shape[-1] + gated.sum(dim=-1) + kept.sum(dim=-1)
+
+
+class _RowsAttention:
+    """Attention of one token per sequence, each over its own cache. An `Attention`."""
+
+    def __init__(self, caches: Sequence[SequenceCache]) -> None:
+        self._caches = caches
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ones = (torch.split(part, 1) for part in (q, k, v))
+        return torch.cat([cache(layer, *own) for cache, *own in zip(self._caches, *ones, strict=True)])
+
+
+def _thresholds(values: Sequence[object], factors: Tensor) -> Tensor:
+    """(rows, layers) thresholds times a factor per row (rows, 1)."""
+    return torch.stack([torch.as_tensor(row) for row in values]) * factors

@@ -1,7 +1,7 @@
 """Whose predictions are scored: the torch model itself, or the native runner on the same prompt and answer."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 import torch
@@ -9,13 +9,12 @@ from torch import Tensor
 
 from glass_core.api import SparsityParams
 from glass_core.engine.runner_choice import NATIVE, TORCH
-from glass_core.offline.evaluate.answers import Answer
 from glass_core.offline.evaluate.conditions import ORACLE, evaluation_selectors
 from glass_core.offline.evaluate.longform import DenseAnswer, predict_answer
-from glass_core.offline.evaluate.refined import predict_refined, run_controlled
+from glass_core.offline.evaluate.refined import RefinedRow, RefinedStep, TorchRows, decode_refined
 from glass_core.offline.generation import cache_for
 from glass_core.runners.base import Runner
-from glass_core.runners.native.scoring import NativeScorer
+from glass_core.runners.native.scoring import ForcedText, NativeRowScorer, NativeScorer
 from glass_core.runners.native.types import Floats
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
@@ -25,10 +24,12 @@ from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.selection import PlanSelector
 
 Prediction = tuple[Tensor, float]
+RefinedPairs = Sequence[tuple[SparsityParams, DenseAnswer]]
 
 
 class Subject(Protocol):
-    """Predicts one answer at a time; chooses neurons from its own statistics, as it would when serving."""
+    """Predicts answers: under a static condition one at a time, with neurons chosen from its own statistics as it would
+    when serving; under refined ones many side by side."""
 
     @property
     def runner(self) -> str: ...
@@ -39,13 +40,17 @@ class Subject(Protocol):
     @property
     def selector(self) -> PlanSelector: ...
 
-    def begin(self, answer: Answer, dense: DenseAnswer) -> None:
-        """The answer that is predicted from now on, and the dense reference on it."""
+    def begin(self, dense: DenseAnswer) -> None:
+        """The answer that `predict` predicts from now on, and the dense reference on it."""
         ...
 
     def predict(self, params: SparsityParams) -> Prediction:
-        """Log-probabilities (n, vocab) of the scored tokens under a condition, and the share of FFN
+        """Log-probabilities (n, vocab) of the scored tokens under a static condition, and the share of FFN
         weights read for them."""
+        ...
+
+    def decode_refined(self, pairs: RefinedPairs) -> Iterator[RefinedStep]:
+        """A row for each refined condition on an answer, all side by side."""
         ...
 
 
@@ -62,7 +67,7 @@ class TorchSubject:
         self.selector = evaluation_selector(TorchRunner(model, smallest), statistics)
         self._dense: DenseAnswer | None = None
 
-    def begin(self, answer: Answer, dense: DenseAnswer) -> None:
+    def begin(self, dense: DenseAnswer) -> None:
         self._dense = dense
 
     def predict(self, params: SparsityParams) -> Prediction:
@@ -70,9 +75,11 @@ class TorchSubject:
         assert dense is not None
         observed = dense.answer_statistics if params.method == ORACLE else dense.prompt_statistics
         plan = self.selector.select(params, observed)
-        if plan is not None and plan.refinement is not None:
-            return predict_refined(self._model, dense, plan)
         return predict_answer(self._model, dense, plan), _static_reads(plan)
+
+    def decode_refined(self, pairs: RefinedPairs) -> Iterator[RefinedStep]:
+        rows = refined_rows(self.selector, pairs)
+        return decode_refined(TorchRows(self._model, rows), rows)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,20 +101,26 @@ class NativeSubject:
     def dtype(self) -> str:
         return self.scorer.runner.format
 
-    def begin(self, answer: Answer, dense: DenseAnswer) -> None:
-        self._continuation, self._device = answer.token_ids[:-1], dense.log_probs.device
-        self._prompt_statistics = self.scorer.read_prompt(answer.prompt)
+    def begin(self, dense: DenseAnswer) -> None:
+        self._continuation, self._device = dense.answer.token_ids[:-1], dense.log_probs.device
+        self._prompt_statistics = self.scorer.read_prompt(dense.answer.prompt)
 
     def predict(self, params: SparsityParams) -> Prediction:
         plan = self.selector.select(params, self._observed(params))
-        if plan is not None and plan.refinement is not None:
-            step = partial(self._refined_step, plan)
-            return run_controlled(step, len(self._continuation), plan.refinement.reads)
         return self._log_probs(self.scorer.force(self._continuation, plan)), _static_reads(plan)
 
-    def _refined_step(self, plan: SparsityPlan, index: int, scale: float) -> tuple[Tensor, float]:
-        logits, reads = self.scorer.force_token(self._continuation[index], index, plan, scale)
-        return self._log_probs(logits), reads
+    def decode_refined(self, pairs: RefinedPairs) -> Iterator[RefinedStep]:
+        rows = refined_rows(self.selector, pairs)
+        self._device = rows[0].dense.log_probs.device
+        texts = [ForcedText(row.dense.answer.prompt, row.dense.answer.token_ids[:-1], row.plan) for row in rows]
+        runner = self.scorer.runner
+
+        def run(index: int, live: Sequence[int], scales: Sequence[float]) -> tuple[Tensor, list[float]]:
+            logits, reads = scorer.step(index, live, scales)
+            return self._log_probs(logits), reads
+
+        with NativeRowScorer(runner.header, texts, num_threads=runner.num_threads) as scorer:
+            yield from decode_refined(run, rows)
 
     def _log_probs(self, logits: Floats) -> Tensor:
         return torch.log_softmax(torch.from_numpy(logits).to(self._device), dim=-1)
@@ -121,6 +134,16 @@ class NativeSubject:
 
 def _static_reads(plan: SparsityPlan | None) -> float:
     return 1.0 if plan is None else 1.0 - plan.sparsity
+
+
+def refined_rows(selector: PlanSelector, pairs: RefinedPairs) -> list[RefinedRow]:
+    """Rows with their plans, which no prompt is needed for."""
+    found = []
+    for params, dense in pairs:
+        plan = selector.select(params, None)
+        assert plan is not None
+        found.append(RefinedRow(dense, plan))
+    return found
 
 
 def evaluation_selector(runner: Runner, statistics: GlobalStatistics | None) -> PlanSelector:

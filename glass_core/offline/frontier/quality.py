@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from glass_core.api import SparsityParams
 from glass_core.offline.bench.llama_cpp import LlamaBench
 from glass_core.offline.bench.quality import Score, peer_log_probs
 from glass_core.offline.evaluate.answers import Answer
+from glass_core.offline.evaluate.condition_scores import score_conditions
 from glass_core.offline.evaluate.evaluation import LongformRun
 from glass_core.offline.evaluate.longform import DenseAnswer, run_dense
-from glass_core.offline.evaluate.scores import Divergence
+from glass_core.offline.evaluate.scores import AnswerScore
 from glass_core.offline.evaluate.subjects import Subject
 from glass_core.offline.frontier.points import OwnPoint, RivalPoint
 from glass_core.sparsity.selection import PlanSelector
@@ -34,8 +34,11 @@ def score_points(
     references = [run_dense(longform.model, answer) for answer in longform.in_progress(answers)]
     with ExitStack() as stack:
         subjects = longform.native_subjects(stack, answers)
-        wanted = [(subject, params) for subject in subjects for params in _conditions(longform, subject.selector)]
-        own = _score_own(longform, wanted, answers, references)
+        own: list[OwnPoint] = []
+        with longform.progress.task("scoring images", len(subjects)) as advance:
+            for subject in subjects:
+                own += _score_own(longform, subject, references)
+                advance()
         problem = subjects[0].selector.refinement_problem if subjects else None
     rivals = []
     with longform.progress.task("scoring rivals", len(peers)) as advance:
@@ -63,27 +66,19 @@ def _conditions(longform: LongformRun, selector: PlanSelector) -> list[SparsityP
     return [params for sweep in (longform.sweep, *refined) for params in sweep.conditions(selector)]
 
 
-def _score_own(
-    longform: LongformRun,
-    wanted: Sequence[tuple[Subject, SparsityParams]],
-    answers: Sequence[Answer],
-    references: Sequence[DenseAnswer],
-) -> list[OwnPoint]:
-    found: list[list[tuple[Divergence, float]]] = [[] for _ in wanted]
-    for answer, dense in zip(longform.in_progress(answers), references, strict=True):
-        begun: set[int] = set()
-        for (subject, params), scores in zip(wanted, found, strict=True):
-            if id(subject) not in begun:
-                subject.begin(answer, dense)
-                begun.add(id(subject))
-            log_probs, reads = subject.predict(params)
-            scores.append((Divergence.of(dense.log_probs, log_probs), reads))
+def _score_own(longform: LongformRun, subject: Subject, references: Sequence[DenseAnswer]) -> list[OwnPoint]:
+    """One image under all of its conditions."""
+    (found,) = score_conditions([subject], _conditions(longform, subject.selector), references)
     return [
-        OwnPoint(subject.dtype, params, Score.over([one for one, _ in scores], seed=longform.seed), _mean_reads(scores))
-        for (subject, params), scores in zip(wanted, found, strict=True)
+        OwnPoint(
+            subject.dtype,
+            params,
+            Score.over([one.from_dense for one in scores], seed=longform.seed),
+            _mean_reads(scores),
+        )
+        for params, scores in found.items()
     ]
 
 
-def _mean_reads(scores: Sequence[tuple[Divergence, Any]]) -> float:
-    num_tokens = sum(len(one.agrees) for one, _ in scores)
-    return float(sum(reads * len(one.agrees) for one, reads in scores) / num_tokens)
+def _mean_reads(scores: Sequence[AnswerScore]) -> float:
+    return sum(one.ffn_reads * one.num_tokens for one in scores) / sum(one.num_tokens for one in scores)

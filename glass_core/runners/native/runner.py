@@ -99,6 +99,11 @@ class NativeRunner:
         return self._header.spec
 
     @property
+    def header(self) -> ImageHeader:
+        """Of the image it maps."""
+        return self._header
+
+    @property
     def fingerprint(self) -> str:
         return self._header.fingerprint
 
@@ -162,11 +167,15 @@ class NativeRunner:
         For measuring (see `scoring.py`), no part of the Runner protocol. Raises as `execute`.
         """
         output, collected = self._step((row,), (num_logits,), [None] * num_logits)
-        drawn, logits, _, _ = output
-        if any(problem for _, problem, _ in drawn):
-            raise EngineFailureError(NOT_FINITE)
         statistics = collected.get(row.sequence_id)
-        return logits.copy(), None if statistics is None else statistics.result
+        return _finite_logits(output), None if statistics is None else statistics.result
+
+    def score_refined(self, rows: Sequence[StepRow]) -> tuple[Floats, list[float]]:
+        """As `score`, the logits of the last token of rows with refined plans, (rows, vocab_size), and their
+        `ffn_reads`."""
+        output, _ = self._step(rows, [1] * len(rows), [None] * len(rows))
+        planned = self._planned(rows, output[3])
+        return _finite_logits(output), [self._ffn_reads(row, work) for row, work in zip(rows, planned, strict=True)]
 
     def choose_ffn_paths_by_cost(self) -> None:
         """Without it a step walks the list of kept neurons whenever it is not all of them. See ffn_costs.py."""
@@ -249,6 +258,14 @@ class NativeRunner:
 
     def _statistics_problem(self, row: StepRow) -> str | None:
         return statistics_problem(row, self.spec)
+
+
+def _finite_logits(output: StepOutput) -> Floats:
+    """A copy of a step's logits. Raises EngineFailureError when one is not finite."""
+    drawn, logits, _, _ = output
+    if any(problem for _, problem, _ in drawn):
+        raise EngineFailureError(NOT_FINITE)
+    return logits.copy()
 
 
 def _row_result(row: StepRow, cost: StepCost, drawn: Drawn | None, collected: RowStatistics | None) -> RowResult:

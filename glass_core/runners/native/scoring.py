@@ -6,11 +6,11 @@ runner promises it), at prefill speed.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from glass_core.config import KV_CACHE_DTYPES, CacheConfig
 from glass_core.errors import ConfigurationError
-from glass_core.runners.base import StepBatch, StepRow
+from glass_core.runners.base import StepRow
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.runner import NativeRunner, kv_block_bytes
 from glass_core.runners.native.types import Floats
@@ -36,11 +36,8 @@ class NativeScorer:
         num_threads: int | None = None,
         kv_cache_dtype: str = KV_CACHE_DTYPES[0],
     ) -> None:
-        block_size = CacheConfig().block_size
-        num_blocks = -(-max_tokens // block_size)
-        num_bytes = num_blocks * kv_block_bytes(header.spec, block_size, kv_cache_dtype)
-        cache = CacheConfig(block_size, num_bytes, kv_cache_dtype=kv_cache_dtype)
-        self.runner = NativeRunner(header, cache, num_threads=num_threads)
+        num_blocks = _num_blocks(max_tokens)
+        self.runner = _runner(header, num_blocks, num_threads, kv_cache_dtype)
         self._max_tokens = max_tokens
         self._block_table = tuple(range(num_blocks))
         self._num_prompt_tokens = 0
@@ -65,19 +62,6 @@ class NativeScorer:
         logits, _ = self.runner.score(self._row(answer, self._num_prompt_tokens, plan=plan, scales=scales), len(answer))
         self.runner.release(_SEQUENCE)
         return logits
-
-    def force_token(self, token: int, index: int, plan: SparsityPlan, scale: float) -> tuple[Floats, float]:
-        """Logits (1, vocab_size) after token number `index` of an answer under a refined plan, and the share of FFN
-        weights read for it; tokens before it must have been forced in order.
-
-        The token runs twice, for its logits and for its reads, to the same bits. Raises as `force`.
-        """
-        row = self._row((token,), self._num_prompt_tokens + index, plan=plan)
-        row = replace(row, refine_scales=(scale,))
-        logits, _ = self.runner.score(row, 1)
-        reads = self.runner.execute(StepBatch((row,))).rows[0].ffn_reads
-        assert reads is not None
-        return logits, reads
 
     def observe(self, answer: Sequence[int]) -> tuple[Floats, LocalStatistics]:
         """`force` without a plan, and the statistics of the answer alone."""
@@ -111,3 +95,66 @@ class NativeScorer:
             refine_scales=tuple(scales),
             num_prompt_tokens=self._num_prompt_tokens,
         )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForcedText:
+    """A prompt, the answer's tokens to go through, and the refined plan that they do so under."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    plan: SparsityPlan
+
+
+class NativeRowScorer:
+    """Scores texts side by side, one token of each per step. Owns a runner with room for all of them."""
+
+    def __init__(self, header: ImageHeader, texts: Sequence[ForcedText], *, num_threads: int | None = None) -> None:
+        """Runs all prompts densely."""
+        self._texts = texts
+        self._tables: list[tuple[int, ...]] = []
+        num_blocks = 0
+        for text in texts:
+            end = num_blocks + _num_blocks(len(text.prompt) + len(text.answer))
+            self._tables.append(tuple(range(num_blocks, end)))
+            num_blocks = end
+        self._runner = _runner(header, num_blocks, num_threads, KV_CACHE_DTYPES[0])
+        for number, text in enumerate(texts):
+            self._runner.score(self._row(number, text.prompt, start=0), 0)
+
+    def __enter__(self) -> "NativeRowScorer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._runner.close()
+
+    def step(self, index: int, numbers: Sequence[int], scales: Sequence[float]) -> tuple[Floats, list[float]]:
+        """Logits (len(numbers), vocab_size) after token `index` of the answers of these texts, their thresholds scaled
+        by these factors, and the share of FFN weights that each token reads. All tokens before it must have run."""
+        rows = [self._token(number, index, scale) for number, scale in zip(numbers, scales, strict=True)]
+        return self._runner.score_refined(rows)
+
+    def _token(self, number: int, index: int, scale: float) -> StepRow:
+        text = self._texts[number]
+        row = self._row(number, text.answer[index : index + 1], start=len(text.prompt) + index)
+        return replace(row, plan=text.plan, refine_scales=(scale,))
+
+    def _row(self, number: int, tokens: tuple[int, ...], *, start: int) -> StepRow:
+        return StepRow(
+            sequence_id=f"{_SEQUENCE}-{number}",
+            token_ids=tokens,
+            start=start,
+            block_table=self._tables[number],
+            num_prompt_tokens=len(self._texts[number].prompt),
+        )
+
+
+def _num_blocks(num_tokens: int) -> int:
+    return -(-num_tokens // CacheConfig().block_size)
+
+
+def _runner(header: ImageHeader, num_blocks: int, num_threads: int | None, kv_cache_dtype: str) -> NativeRunner:
+    block_size = CacheConfig().block_size
+    num_bytes = num_blocks * kv_block_bytes(header.spec, block_size, kv_cache_dtype)
+    cache = CacheConfig(block_size, num_bytes, kv_cache_dtype=kv_cache_dtype)
+    return NativeRunner(header, cache, num_threads=num_threads)

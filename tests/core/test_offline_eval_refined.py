@@ -1,0 +1,121 @@
+"""Refined answers side by side: the scores of each decoded alone as served, on both runners; on a tiny model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from glass_core.api import SparsityParams
+from glass_core.engine.refine_control import ReadsController
+from glass_core.offline.cli import main
+from glass_core.offline.evaluate.answers import Answer
+from glass_core.offline.evaluate.condition_scores import chunks, score_conditions
+from glass_core.offline.evaluate.longform import DenseAnswer, predict_tokens, run_dense
+from glass_core.offline.evaluate.scores import AnswerScore, score_predictions
+from glass_core.offline.evaluate.subjects import NativeSubject, Subject, TorchSubject
+from glass_core.runners.native.extension import why_missing
+from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.runners.torch_runner.refined import RefinedFfn
+from glass_core.runners.torch_runner.views import PackedViews
+from glass_core.sparsity.artifact import GlobalStatistics, read_artifact
+from glass_core.sparsity.plan import SparsityPlan
+from tests.parity.variants import random_tokens
+from tests.tiny_models import save_tiny_model
+
+STATIC = SparsityParams(0.5, method="griffin")
+REFINED = [SparsityParams(value, profile="sensitivity", refine=True) for value in (0.2, 0.5)]
+# enough that two conditions on them are more rows than are decoded together
+ANSWERS = [Answer(random_tokens(3 + i % 5, seed=i), random_tokens(6 + i % 7, seed=100 + i)) for i in range(50)]
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+
+
+@pytest.fixture(scope="module")
+def model(model_dir: Path) -> TorchModel:
+    return TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def statistics(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> GlobalStatistics:
+    output = tmp_path_factory.mktemp("artifact") / "tiny.safetensors"
+    flags = ["--source", "null", "--num-sequences", "3", "--sequence-length", "24", "--num-held-out", "1"]
+    assert main(["calibrate", str(model_dir), *flags, "--output", str(output)]) == 0
+    return read_artifact(output)
+
+
+def refined_plan(subject: Subject, params: SparsityParams) -> SparsityPlan:
+    plan = subject.selector.select(params, None)
+    assert plan is not None
+    return plan
+
+
+@torch.no_grad()
+def decode_alone(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan) -> AnswerScore:
+    """One token at a time with the torch runner's own FFN of a refined row."""
+    refinement, cache, views = plan.refinement, dense.prompt_cache.fork(), PackedViews(model, plan)
+    assert refinement is not None
+    controller, predicted = ReadsController(refinement.reads), []
+    for index in range(len(dense.continuation)):
+        ffn = RefinedFfn(model.spec, views, refinement, 1, controller.scales(index, index + 1))
+        predicted.append(predict_tokens(model, dense.continuation[index : index + 1], cache, ffn.ffn))
+        controller.observe(index, index + 1, ffn.reads)
+    assert controller.mean_reads is not None
+    return score_predictions(torch.cat(predicted), dense.targets, controller.mean_reads, dense=dense.log_probs)
+
+
+def assert_same(found: AnswerScore, expected: AnswerScore, *, rel: float) -> None:
+    assert found.num_tokens == expected.num_tokens
+    assert found.nll == pytest.approx(expected.nll, rel=rel)
+    assert found.ffn_reads == pytest.approx(expected.ffn_reads, rel=rel)
+    np.testing.assert_allclose(found.from_dense.token_kl, expected.from_dense.token_kl, rtol=100 * rel, atol=1e-6)
+    assert (found.from_dense.agrees == expected.from_dense.agrees).all()
+
+
+def test_side_by_side_is_as_alone(model: TorchModel, statistics: GlobalStatistics) -> None:
+    subject, dense = TorchSubject(model, statistics), [run_dense(model, answer) for answer in ANSWERS]
+    (found,) = score_conditions([subject], [*REFINED, STATIC], dense)
+    for params in REFINED:
+        for one, score in zip(dense[::4], found[params][::4], strict=True):
+            assert_same(score, decode_alone(model, one, refined_plan(subject, params)), rel=1e-4)
+            assert score.from_dense.kl > 0
+            assert score.from_twin is None
+    # static conditions beside them are what they are alone
+    for one, score in zip(dense, found[STATIC], strict=True):
+        subject.begin(one)
+        log_probs, reads = subject.predict(STATIC)
+        assert_same(score, score_predictions(log_probs, one.targets, reads, dense=one.log_probs), rel=1e-9)
+
+
+@pytest.mark.skipif(why_missing() is not None, reason="the native runner is not built")
+def test_the_native_runner_decodes_rows_as_one_by_one(
+    model_dir: Path, model: TorchModel, statistics: GlobalStatistics
+) -> None:
+    from glass_core.runners.native.checkpoint_image import open_or_make_image
+    from glass_core.runners.native.scoring import NativeScorer
+
+    assert main(["quantize", str(model_dir), "--format", "bf16"]) == 0
+    dense = [run_dense(model, answer) for answer in ANSWERS[:6]]
+    with NativeScorer(open_or_make_image(model_dir, "bf16"), max_tokens=32, num_threads=1) as scorer:
+        subjects: list[Subject] = [TorchSubject(model, statistics), NativeSubject.on(scorer, statistics)]
+        reference, together = score_conditions(subjects, REFINED, dense)
+        alone = [score_conditions(subjects[1:], REFINED, [one])[0] for one in dense]
+    for params in REFINED:
+        for number, (one, beside) in enumerate(zip(together[params], reference[params], strict=True)):
+            own = alone[number][params][0]
+            assert (one.nll, one.ffn_reads, one.from_dense.kl) == (own.nll, own.ffn_reads, own.from_dense.kl)
+            assert one.ffn_reads == pytest.approx(beside.ffn_reads, abs=0.03)
+            # what bf16 adds is little beside what the condition costs
+            assert one.from_twin is not None
+            assert 0 < one.from_twin.kl < 0.5 * beside.from_dense.kl
+
+
+def test_answers_are_held_together_only_for_refined_conditions() -> None:
+    long = [Answer((1,), tuple(range(4001))), *ANSWERS[:2], Answer((1,), tuple(range(6001)))]
+    assert [len(chunk) for chunk in chunks(long, [STATIC])] == [1, 1, 1, 1]
+    assert [len(chunk) for chunk in chunks(long, [STATIC, *REFINED])] == [3, 1]
+    assert [answer for chunk in chunks(long, REFINED) for answer in chunk] == long
+    assert list(chunks([], REFINED)) == []
