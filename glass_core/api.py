@@ -233,7 +233,8 @@ class EngineInfo:
     `expected_kl` tells by profile and method what answers lose;
     `unavailable_methods` maps a known method to why it cannot be served. `notes` lists missing capabilities worth
     telling (shown by `/version`). `isa` is the instruction set of the runner's kernels (None: not its own, as torch's),
-    `num_threads` how many threads a step computes with (None: unknown).
+    `num_threads` how many threads a step computes with, `kv_cache_dtype` how keys and values are stored (None:
+    unknown).
     """
 
     model_name: str
@@ -256,6 +257,7 @@ class EngineInfo:
     notes: tuple[str, ...] = ()
     isa: str | None = None
     num_threads: int | None = None
+    kv_cache_dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ FAKE_INFO = EngineInfo(
     unavailable_methods={"a_glass": "no artifact"},
     isa="fake_isa",
     num_threads=3,
+    kv_cache_dtype="fake_kv",
 )
 
 

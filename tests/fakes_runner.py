@@ -76,6 +76,7 @@ class FakeRunner:
     isa: str | None = "fake_isa"
     refines: bool = True
     num_threads: int = 3
+    kv_cache_dtype: str = "fake_kv"
     failures: deque[BaseException | None] = field(default_factory=deque)
     poisoned: set[str] = field(default_factory=set)
     gate: threading.Event = field(default_factory=threading.Event)

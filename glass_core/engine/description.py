@@ -32,6 +32,7 @@ def describe(
         notes=_notes(runner, selector, config, max_model_len, artifact),
         isa=runner.isa,
         num_threads=runner.num_threads,
+        kv_cache_dtype=runner.kv_cache_dtype,
     )
 
 

@@ -93,7 +93,10 @@ def _memory() -> Finding:
     except (ValueError, OSError):
         return Finding("memory", Status.WARN, "cannot be determined on this system")
     kv = CacheConfig().kv_cache_bytes / (1 << 30)
-    detail = f"{total / (1 << 30):.1f} GiB; the KV cache takes up to {kv:.1f} GiB by default, page by page as it fills"
+    cache = (
+        f"the KV cache ({CacheConfig().kv_cache_dtype}) takes up to {kv:.1f} GiB by default, page by page as it fills"
+    )
+    detail = f"{total / (1 << 30):.1f} GiB; {cache}"
     return Finding("memory", Status.OK, detail)
 
 

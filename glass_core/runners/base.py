@@ -134,6 +134,11 @@ class Runner(Protocol):
         ...
 
     @property
+    def kv_cache_dtype(self) -> str:
+        """How keys and values are stored."""
+        ...
+
+    @property
     def num_parameters(self) -> int: ...
 
     @property

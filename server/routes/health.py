@@ -50,6 +50,7 @@ def _describe(info: EngineInfo) -> dict[str, Any]:
         "device": info.device,
         "isa": info.isa,
         "num_threads": info.num_threads,
+        "kv_cache_dtype": info.kv_cache_dtype,
         "max_model_len": info.max_model_len,
         "num_layers": info.num_layers,
         "intermediate_size": info.intermediate_size,

@@ -88,14 +88,17 @@ def kept(*layers: list[int]) -> SparsityPlan:
 def test_a_step_reads_the_union_of_its_neurons_once() -> None:
     model: RandomModel = random_model("tied", "Q4_0", seed=0, shapes=SHAPES)
     header = read_image(image_path(model.folder, "int4"))
-    dense = image_step_traffic(header, [None], num_keys=0)
+    dense = image_step_traffic(header, [None], num_keys=0, kv_cache_dtype="bf16")
     embedding = header.tensors["embed_tokens"]
     everything = sum(tensor.num_bytes for tensor in header.tensors.values())
     assert dense.total_bytes == everything + embedding.row_bytes
-    assert image_step_traffic(header, [None, kept([0], [1])], num_keys=0).ffn_bytes == dense.ffn_bytes
+    assert (
+        image_step_traffic(header, [None, kept([0], [1])], num_keys=0, kv_cache_dtype="bf16").ffn_bytes
+        == dense.ffn_bytes
+    )
     record, scales = (header.tensors[f"layers.0.{name}"].row_bytes for name in ("ffn", "ffn_down_scales"))
-    one = image_step_traffic(header, [kept([0, 1, 40], [5])], num_keys=10)
+    one = image_step_traffic(header, [kept([0, 1, 40], [5])], num_keys=10, kv_cache_dtype="bf16")
     assert one.ffn_bytes == 4 * record + 3 * scales
-    both = image_step_traffic(header, [kept([0, 1, 40], [5]), kept([1, 2], [5])], num_keys=10)
+    both = image_step_traffic(header, [kept([0, 1, 40], [5]), kept([1, 2], [5])], num_keys=10, kv_cache_dtype="bf16")
     assert both.ffn_bytes == 5 * record + 3 * scales
     assert both.kv_bytes == 2 * one.kv_bytes == 2 * (2 * 2 * 10 * 64 * 2)

@@ -81,6 +81,7 @@ async def test_version_says_what_the_engine_can_do(client: httpx.AsyncClient) ->
     assert body["version"] == __version__
     assert body["engine"]["methods"] == ["griffin", "dense"]
     assert (body["engine"]["isa"], body["engine"]["num_threads"]) == ("fake_isa", 3)
+    assert body["engine"]["kv_cache_dtype"] == "fake_kv"
     assert body["engine"]["unavailable_methods"] == {"a_glass": "no artifact"}
 
 

@@ -19,7 +19,6 @@ from glass_core.offline.bench.decode import (
     reading,
     release,
     time_contestant,
-    time_decode,
 )
 from glass_core.offline.bench.disturbance import QuietRepeats
 from glass_core.offline.bench.peers.base import EnginePeer
@@ -130,10 +129,8 @@ def _run(
 def engine_speed(session: Session, settings: DecodeSettings) -> Callable[[float], float]:
     """A function that decodes once at one of the settings' sparsities, batch 1, and gives tokens per second."""
     contestants = prepare_contestants(session, settings, random_prompts(settings, session.spec.vocab_size))
-    by_sparsity = {contestant.sparsity: contestant.sequences for contestant in contestants}
-    return lambda sparsity: (
-        settings.num_tokens / time_decode(session.runner, by_sparsity[sparsity], settings.num_tokens)
-    )
+    by_sparsity = {contestant.sparsity: contestant for contestant in contestants}
+    return lambda sparsity: settings.num_tokens / by_sparsity[sparsity].decode(session, settings.num_tokens)
 
 
 class _Race:

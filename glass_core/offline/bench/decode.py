@@ -5,9 +5,8 @@ machine hits all of them alike. A timed run decodes the same tokens every time: 
 After each, as many bytes as one of its steps reads are read by nothing but a loop: the limit it is held against.
 """
 
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from glass_core.api import SamplingParams, SparsityParams
@@ -16,14 +15,16 @@ from glass_core.offline.bench.bandwidth import ReadBandwidth
 from glass_core.offline.bench.session import Session
 from glass_core.offline.bench.spread import paired_ratio, spread
 from glass_core.offline.bench.traffic import StepTraffic
-from glass_core.offline.generation import OfflineSequence, decode_step, lay_out, prefill
+from glass_core.offline.decode_timing import time_decode
+from glass_core.offline.generation import OfflineSequence, lay_out, prefill
 from glass_core.offline.progress import Progress
 from glass_core.runners.base import Runner
 
 
 @dataclass(frozen=True, slots=True)
 class DecodeSettings:
-    """What to measure. Tokens per second are of the whole batch."""
+    """What to measure. Tokens per second are of the whole batch. `refine`: also refined answers of every sparsity, in
+    turn with the static ones and with dense ones, which come first."""
 
     sparsities: tuple[float, ...]
     method: str = "griffin"
@@ -32,6 +33,7 @@ class DecodeSettings:
     batch_size: int = 1
     repeats: int = 5
     seed: int = 0
+    refine: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_tokens", "prompt_tokens", "batch_size", "repeats"):
@@ -41,6 +43,14 @@ class DecodeSettings:
             raise ConfigurationError(f"sparsities must differ, got {self.sparsities}")
 
     @property
+    def subjects(self) -> tuple[tuple[float, bool], ...]:
+        """(sparsity, refined?) of every contestant; the first one is what the others' ratios are to."""
+        if not self.refine:
+            return tuple((sparsity, False) for sparsity in self.sparsities)
+        sparse = [sparsity for sparsity in self.sparsities if sparsity > 0]
+        return ((0.0, False), *((sparsity, refined) for sparsity in sparse for refined in (False, True)))
+
+    @property
     def max_sequence_tokens(self) -> int:
         """Positions one sequence uses: prompt, its first token, the decoded ones."""
         return self.prompt_tokens + self.num_tokens + 1
@@ -48,19 +58,40 @@ class DecodeSettings:
 
 @dataclass(slots=True)
 class Contestant:
-    """The batch of one sparsity; per repeat its seconds and the machine's read bandwidth in GB/s right after, at the
-    size of its steps: `traffic`."""
+    """The batch of one subject; per repeat its seconds and the machine's read bandwidth in GB/s right after, at the
+    size of its steps.
+
+    `needed` is what its plans take of a step, `traffic` what a step really reads: more, where walking a layer whole is
+    faster. Both, and `ffn_reads` of refined answers, are known once it has run, and the same every time, as are the
+    tokens. A refined batch needs what it reads: nobody counts the union of its cascades otherwise.
+    """
 
     sparsity: float
+    refine: bool
     sequences: list[OfflineSequence]
     traffic: StepTraffic
+    needed: StepTraffic
+    ffn_reads: float | None = None
     seconds: list[float] = field(default_factory=list)
     limits: list[float] = field(default_factory=list)
 
     @property
     def effective_sparsity(self) -> float:
+        if self.ffn_reads is not None:
+            return 1.0 - self.ffn_reads
         plan = self.sequences[0].plan
         return 0.0 if plan is None else plan.sparsity
+
+    def decode(self, session: Session, num_tokens: int) -> float:
+        """Seconds for num_tokens decode steps from the end of the prompt."""
+        decoded = time_decode(session.runner, self.sequences, num_tokens)
+        if self.refine or session.image is not None:
+            self.traffic = replace(self.traffic, ffn_bytes=round(decoded.executed_ffn_bytes))
+        if self.refine:
+            self.ffn_reads = decoded.ffn_reads
+            least = decoded.planned_ffn_bytes if len(self.sequences) == 1 else decoded.executed_ffn_bytes
+            self.needed = replace(self.needed, ffn_bytes=round(least))
+        return decoded.seconds
 
 
 def run_decode(session: Session, settings: DecodeSettings, progress: Progress, command: str) -> dict[str, Any]:
@@ -79,8 +110,8 @@ def measure_decode(
     prompts: Sequence[Sequence[int]],
     bandwidth: ReadBandwidth,
     progress: Progress,
-) -> list[dict[str, float | int]]:
-    """One result row per sparsity. `prompts` has batch_size prompts of prompt_tokens tokens."""
+) -> list[dict[str, Any]]:
+    """One result row per subject. `prompts` has batch_size prompts of prompt_tokens tokens."""
     contestants = prepare_contestants(session, settings, prompts)
     with progress.task("decoding", settings.repeats * len(contestants)) as advance:
         for _ in range(settings.repeats):
@@ -103,24 +134,37 @@ def random_prompts(settings: DecodeSettings, vocab_size: int) -> list[list[int]]
 def prepare_contestants(
     session: Session, settings: DecodeSettings, prompts: Sequence[Sequence[int]]
 ) -> list[Contestant]:
-    """Prefill every sparsity's sequences, select their plans, and decode a little, untimed: builds views, touches
-    pages. Raises ConfigurationError when the runner has no room for them."""
+    """Prefill every subject's sequences, select their plans, and decode a little, untimed: builds views, touches
+    pages.
+
+    Raises ConfigurationError when the runner has no room for them, MissingStatisticsError or InvalidRequestError for
+    plans that cannot be made.
+    """
     sampling = SamplingParams(max_tokens=settings.num_tokens + 1, seed=settings.seed, temperature=0.0, ignore_eos=True)
-    count = len(settings.sparsities)
+    count = len(settings.subjects)
     sequences = lay_out([*prompts] * count, [sampling] * (len(prompts) * count))
     prefill(session.runner, sequences)
     contestants = []
-    for index, sparsity in enumerate(settings.sparsities):
+    for index, (sparsity, refine) in enumerate(settings.subjects):
         own = sequences[index * len(prompts) : (index + 1) * len(prompts)]
-        params = SparsityParams(sparsity=sparsity, method=settings.method, seed=settings.seed)
-        for sequence in own:
-            assert sequence.statistics is not None
-            sequence.plan = session.selector.select(params, sequence.statistics)
+        _select(session, own, params_of(session, settings, sparsity, refine=refine))
         num_keys = settings.prompt_tokens + (settings.num_tokens + 1) / 2
         traffic = session.traffic([sequence.plan for sequence in own], num_keys=num_keys)
-        contestants.append(Contestant(sparsity, own, traffic))
-        time_decode(session.runner, own, min(2, settings.num_tokens))
+        contestants.append(Contestant(sparsity, refine, own, traffic, traffic))
+        contestants[-1].decode(session, min(2, settings.num_tokens))
     return contestants
+
+
+def params_of(session: Session, settings: DecodeSettings, sparsity: float, *, refine: bool) -> SparsityParams:
+    """What a subject's requests ask for; refined ones by the profile that the server takes."""
+    params = SparsityParams(sparsity=sparsity, method=settings.method, seed=settings.seed)
+    return replace(params, refine=True, profile=session.selector.default_profile) if refine else params
+
+
+def _select(session: Session, sequences: Sequence[OfflineSequence], params: SparsityParams) -> None:
+    for sequence in sequences:
+        assert sequence.statistics is not None
+        sequence.plan = session.selector.select(params, sequence.statistics)
 
 
 def release(runner: Runner, contestants: Sequence[Contestant]) -> None:
@@ -130,19 +174,9 @@ def release(runner: Runner, contestants: Sequence[Contestant]) -> None:
             runner.release(sequence.sequence_id)
 
 
-def time_decode(runner: Runner, sequences: Sequence[OfflineSequence], num_tokens: int) -> float:
-    """Seconds for num_tokens decode steps from the end of the prompt."""
-    for sequence in sequences:
-        del sequence.generated[1:]
-    start = time.perf_counter()
-    for _ in range(num_tokens):
-        decode_step(runner, sequences)
-    return time.perf_counter() - start
-
-
 def time_contestant(session: Session, contestant: Contestant, num_tokens: int, bandwidth: ReadBandwidth) -> None:
     """One more repeat: decode, then read as many bytes."""
-    contestant.seconds.append(time_decode(session.runner, contestant.sequences, num_tokens))
+    contestant.seconds.append(contestant.decode(session, num_tokens))
     contestant.limits.append(bandwidth.measure(contestant.traffic.total_bytes))
 
 
@@ -159,13 +193,15 @@ def reading(contestant: Contestant, settings: DecodeSettings) -> dict[str, float
     }
 
 
-def _row(settings: DecodeSettings, contestant: Contestant, reference: Contestant) -> dict[str, float | int]:
-    """Median and spread of the speeds; the ratio to the first sparsity is the median of the repeats' own ratios."""
+def _row(settings: DecodeSettings, contestant: Contestant, reference: Contestant) -> dict[str, Any]:
+    """Median and spread of the speeds; the ratio to the first subject is the median of the repeats' own ratios, and
+    `ratio_of_bytes` what the bytes that the plans take would allow."""
     tokens = settings.num_tokens * settings.batch_size
     speed = spread([tokens / seconds for seconds in contestant.seconds])
     ratio = paired_ratio(reference.seconds, contestant.seconds)
     return {
         "sparsity": contestant.sparsity,
+        "refine": contestant.refine,
         "effective_sparsity": contestant.effective_sparsity,
         "tokens_per_second": speed.median,
         "tokens_per_second_min": speed.low,
@@ -173,6 +209,7 @@ def _row(settings: DecodeSettings, contestant: Contestant, reference: Contestant
         "ratio_to_first": ratio.median,
         "ratio_to_first_min": ratio.low,
         "ratio_to_first_max": ratio.high,
+        "ratio_of_bytes": reference.needed.total_bytes / contestant.needed.total_bytes,
         **reading(contestant, settings),
         "batch_size": settings.batch_size,
         "num_tokens": settings.num_tokens,

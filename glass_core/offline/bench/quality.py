@@ -170,12 +170,18 @@ def _our_log_probs(
     longest = max(len(answer.prompt) + len(answer.token_ids) for answer in answers)
     params = SparsityParams(sparsity=sparsity, method=settings.method, seed=settings.seed)
     found = []
-    with NativeScorer(image, max_tokens=longest, num_threads=session.config.num_threads) as scorer:
+    with _scorer(session, image, longest) as scorer:
         for answer in answers:
             plan = session.selector.select(params, scorer.read_prompt(answer.prompt))
             logits = torch.from_numpy(scorer.force(answer.token_ids[:-1], plan))
             found.append(torch.log_softmax(logits, dim=-1))
     return found
+
+
+def _scorer(session: Session, image: ImageHeader, max_tokens: int) -> NativeScorer:
+    config = session.config
+    cache = config.cache.kv_cache_dtype
+    return NativeScorer(image, max_tokens=max_tokens, num_threads=config.num_threads, kv_cache_dtype=cache)
 
 
 def peer_log_probs(llama_server: Path, peer: LlamaBench, answers: Sequence[Answer], vocab_size: int) -> list[Tensor]:

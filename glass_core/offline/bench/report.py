@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -10,21 +11,28 @@ Result = Mapping[str, Any]
 
 
 def print_decode(result: Result, console: Console) -> None:
-    """One line per sparsity: median speed and its spread, ratio to the first line, bytes, bandwidth and its share of
-    what this machine can read, quality where it was measured."""
+    """One line per subject: median speed, ratio to the first line and its spread beside the ratio of the bytes needed,
+    bandwidth and its share of the limit, what this machine can read, and quality where it was measured."""
     conditions = result["conditions"]
     size = f"batch {conditions['batch_size']} · {conditions['num_tokens']} tokens after {conditions['prompt_tokens']}"
-    columns = ("sparsity", "tokens/s", "min - max", "ratio", "MB/token", "GB/s", "of limit", "KL")
+    columns = ["sparsity", "reads", "tokens/s", "ratio", "min - max", "bytes", "MB/token", "GB/s", "limit"]
+    columns += ["KL"] if any("kl" in row for row in result["rows"]) else []
     table = _table(f"decode · {_engine(conditions)} · {size}", *columns)
+    table.box, table.padding = box.SIMPLE, (0, 0)  # ten columns in eighty characters
+    for column in table.columns[:-1]:
+        column.no_wrap = True
     for row in result["rows"]:
         table.add_row(
-            f"{row['sparsity']:g}",
-            *_speed(row),
+            f"{row['sparsity']:g}" + (" refined" if row["refine"] else ""),
+            f"{1 - row['effective_sparsity']:.3f}",
+            f"{row['tokens_per_second']:.1f}",
             f"{row['ratio_to_first']:.2f}",
+            f"{row['ratio_to_first_min']:.2f}-{row['ratio_to_first_max']:.2f}",
+            f"{row['ratio_of_bytes']:.2f}",
             f"{row['bytes_per_token'] / 1e6:.1f}",
             f"{row['gb_per_second']:.1f}",
             f"{row['share_of_limit']:.0%}",
-            _number(row.get("kl")),
+            *([_number(row.get("kl"))] if "KL" in columns else []),
         )
     console.print(table)
     limits = conditions["read_bandwidth"]
@@ -115,7 +123,8 @@ def _table(title: str, first: str, *others: str) -> Table:
 
 def _engine(conditions: Result) -> str:
     kernels = f"{conditions['isa']} · {conditions['threads']} threads"
-    return f"{conditions['model']} · {conditions['runner']} {conditions['quantization']} · {kernels}"
+    cache = f"KV {conditions['kv_cache_dtype']}"
+    return f"{conditions['model']} · {conditions['runner']} {conditions['quantization']} · {cache} · {kernels}"
 
 
 def _speed(row: Result) -> tuple[str, str]:

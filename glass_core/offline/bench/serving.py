@@ -92,7 +92,8 @@ def _engine_conditions(version: Any) -> dict[str, Any]:
     engine = version.get("engine") if isinstance(version, dict) else None
     if not isinstance(engine, dict):
         return {"server": version}
-    names = {"runner": "runner", "dtype": "dtype", "device": "device", "isa": "isa", "threads": "num_threads"}
+    own = {name: name for name in ("runner", "dtype", "device", "kv_cache_dtype", "isa")}
+    names = {**own, "threads": "num_threads"}
     return {"server": version, **{name: engine[field] for name, field in names.items() if field in engine}}
 
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from glass_core.checkpoint.json_file import read_json_object
-from glass_core.config import CacheConfig, EngineConfig
+from glass_core.config import KV_CACHE_DTYPES, CacheConfig, EngineConfig
 from glass_core.engine.loading import load_runner, load_statistics
 from glass_core.engine.runner_choice import NATIVE, choose_runner
 from glass_core.models.registry import load_spec
 from glass_core.models.spec import ModelSpec
 from glass_core.offline.bench.traffic import StepTraffic, image_step_traffic, step_traffic
-from glass_core.offline.generation import cache_for
+from glass_core.offline.generation import BLOCK_SIZE, blocks_for, cache_for
 from glass_core.offline.provenance import commit, load_average, machine, versions
 from glass_core.runners.base import Runner
 from glass_core.runners.native.image import ImageHeader, image_path, read_image
@@ -43,7 +43,8 @@ class Session:
     def traffic(self, plans: Sequence[SparsityPlan | None], num_keys: float) -> StepTraffic:
         """Bytes of a decode step with one row per plan, each attending to `num_keys` keys on average."""
         if self.image is not None:
-            return image_step_traffic(self.image, plans, num_keys=num_keys)
+            kv_cache_dtype = self.config.cache.kv_cache_dtype
+            return image_step_traffic(self.image, plans, num_keys=num_keys, kv_cache_dtype=kv_cache_dtype)
         return step_traffic(
             self.spec,
             [None if plan is None else plan.budgets for plan in plans],
@@ -59,6 +60,7 @@ class Session:
             "dtype": self.config.dtype,
             "quantization": self.config.dtype if self.image is None else self.image.format,
             "device": self.config.device,
+            "kv_cache_dtype": self.runner.kv_cache_dtype,
             "threads": self.runner.num_threads,
             "isa": instruction_set(self.runner),
             **settings,
@@ -93,14 +95,24 @@ def open_session(config: EngineConfig, *, num_sequences: int, num_tokens: int) -
 
 @contextmanager
 def open_random_session(
-    model: "RandomModel", *, num_threads: int | None, num_sequences: int, num_tokens: int
+    model: "RandomModel",
+    *,
+    num_threads: int | None,
+    num_sequences: int,
+    num_tokens: int,
+    kv_cache_dtype: str = KV_CACHE_DTYPES[0],
 ) -> Iterator[Session]:
     """As `open_session` for a random model, which is an image and nothing else: the native runner's only."""
     from glass_core.runners.native.runner import NativeRunner  # noqa: PLC0415  needs the compiled extension
 
     header = read_image(image_path(model.folder, model.image_format))
     config = EngineConfig(
-        model.folder, model.folder.name, runner=NATIVE, dtype=model.image_format, num_threads=num_threads
+        model.folder,
+        model.folder.name,
+        runner=NATIVE,
+        dtype=model.image_format,
+        num_threads=num_threads,
+        cache=CacheConfig(kv_cache_dtype=kv_cache_dtype),
     )
     sized = replace(config, cache=_cache(config, header.spec, num_sequences, num_tokens))
     runner = NativeRunner(header, sized.cache, num_threads=num_threads)
@@ -125,8 +137,17 @@ def instruction_set(runner: Runner) -> str | None:
 
 
 def _cache(config: EngineConfig, spec: ModelSpec, num_sequences: int, num_tokens: int) -> CacheConfig:
-    bytes_per_value = DTYPE_BYTES.get(config.dtype, 2)
-    return cache_for(spec, num_sequences=num_sequences, num_tokens=num_tokens, bytes_per_value=bytes_per_value)
+    """The config's cache with room for so many sequences, and no more."""
+    if config.runner == NATIVE:
+        from glass_core.runners.native.runner import kv_block_bytes  # noqa: PLC0415  needs the compiled extension
+
+        block_bytes = kv_block_bytes(spec, BLOCK_SIZE, config.cache.kv_cache_dtype)
+        kv_cache_bytes = num_sequences * blocks_for(num_tokens) * block_bytes
+    else:
+        size = DTYPE_BYTES.get(config.dtype, 2)
+        needed = cache_for(spec, num_sequences=num_sequences, num_tokens=num_tokens, bytes_per_value=size)
+        kv_cache_bytes = needed.kv_cache_bytes
+    return replace(config.cache, block_size=BLOCK_SIZE, kv_cache_bytes=kv_cache_bytes)
 
 
 def _selector(config: EngineConfig, runner: Runner) -> PlanSelector:

@@ -19,7 +19,8 @@ from glass_core.runners.native.image import ImageHeader
 from glass_core.sparsity.flops import ffn_bytes
 from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
 
-_KV_VALUE_BYTES = 2  # the native runner's cache is bfloat16
+_BF16_BYTES, _SCALE_BYTES = 2, 4
+_SCALE_DIMS = 32  # dimensions of an int8 key or value that share a float32 scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +65,21 @@ def _attention_weights(spec: ModelSpec) -> int:
     return projections + biases + norms
 
 
-def image_step_traffic(header: ImageHeader, plans: Sequence[SparsityPlan | None], *, num_keys: float) -> StepTraffic:
+def kv_position_bytes(spec: ModelSpec, kv_cache_dtype: str) -> int:
+    """Bytes of one position's keys and values in all layers of the native runner's cache, int8 scales included."""
+    if kv_cache_dtype == "int8":
+        head_bytes = spec.head_dim + _SCALE_BYTES * -(-spec.head_dim // _SCALE_DIMS)
+    else:
+        head_bytes = spec.head_dim * _BF16_BYTES
+    return 2 * spec.num_layers * spec.num_kv_heads * head_bytes
+
+
+def image_step_traffic(
+    header: ImageHeader, plans: Sequence[SparsityPlan | None], *, num_keys: float, kv_cache_dtype: str
+) -> StepTraffic:
     """Bytes the native runner reads in a step with one row per entry of `plans` (None = dense): the union of the rows'
-    neurons once, and every other weight once."""
+    neurons once, and every other weight once. Refined plans count whole: what their cascades leave out is known only
+    once they ran."""
     spec = header.spec
     layers = range(spec.num_layers)
     shared = sum(
@@ -80,7 +93,7 @@ def image_step_traffic(header: ImageHeader, plans: Sequence[SparsityPlan | None]
         attention_bytes=shared,
         ffn_bytes=sum(layer_bytes(header, layer, _union(plans, layer)) for layer in layers),
         head_bytes=head.num_bytes + header.tensors["norm"].num_bytes + len(plans) * embedding.row_bytes,
-        kv_bytes=round(len(plans) * 2 * spec.num_layers * num_keys * spec.kv_size * _KV_VALUE_BYTES),
+        kv_bytes=round(len(plans) * num_keys * kv_position_bytes(spec, kv_cache_dtype)),
     )
 
 

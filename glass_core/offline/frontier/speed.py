@@ -4,21 +4,20 @@ Every repeat times every point once, in an order that turns around from repeat t
 thresholds are adjusted token by token as in the server, so its reads are those promised, and that costs what it costs.
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from glass_core.api import SamplingParams
 from glass_core.config import EngineConfig
-from glass_core.engine.refine_control import ReadsController
 from glass_core.errors import ConfigurationError
 from glass_core.offline.bench.disturbance import QuietRepeats
 from glass_core.offline.bench.session import Session, open_session
+from glass_core.offline.decode_timing import time_decode
 from glass_core.offline.frontier.points import OwnPoint, Point, RivalPoint
 from glass_core.offline.generation import OfflineSequence, lay_out, prefill
 from glass_core.offline.progress import Progress
-from glass_core.runners.base import Runner, StepBatch
+from glass_core.runners.base import Runner
 
 _WARM_UP_TOKENS = 4
 
@@ -83,7 +82,7 @@ class _Own:
     num_tokens: int
 
     def run(self) -> None:
-        self.point.speeds.append(self.num_tokens / decode_seconds(self.runner, self.sequence, self.num_tokens))
+        self.point.speeds.append(self.num_tokens / time_decode(self.runner, [self.sequence], self.num_tokens).seconds)
 
 
 def _own_contestants(
@@ -110,29 +109,6 @@ def _prepared(session: Session, points: Sequence[OwnPoint], settings: SpeedSetti
     found = []
     for point, sequence in zip(points, sequences, strict=True):
         sequence.plan = session.selector.select(point.params, sequence.statistics)
-        decode_seconds(session.runner, sequence, min(_WARM_UP_TOKENS, settings.num_tokens))
+        time_decode(session.runner, [sequence], min(_WARM_UP_TOKENS, settings.num_tokens))
         found.append(_Own(point, session.runner, sequence, settings.num_tokens))
     return found
-
-
-def decode_seconds(runner: Runner, sequence: OfflineSequence, num_tokens: int) -> float:
-    """Of `num_tokens` decode steps from the end of the prompt, under the sequence's plan."""
-    del sequence.generated[1:]
-    refinement = None if sequence.plan is None else sequence.plan.refinement
-    controller = None if refinement is None else ReadsController(refinement.reads)
-    start = time.perf_counter()
-    for index in range(num_tokens):
-        _decode_token(runner, sequence, controller, index)
-    return time.perf_counter() - start
-
-
-def _decode_token(runner: Runner, sequence: OfflineSequence, controller: ReadsController | None, index: int) -> None:
-    row = sequence.decode_row()
-    if controller is not None:
-        row = replace(row, refine_scales=controller.scales(index, index + 1))
-    (result,) = runner.execute(StepBatch((row,))).rows
-    assert result.token_id is not None
-    sequence.generated.append(result.token_id)
-    if controller is not None:
-        assert result.ffn_reads is not None
-        controller.observe(index, index + 1, result.ffn_reads)

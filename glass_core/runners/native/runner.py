@@ -92,6 +92,7 @@ class NativeRunner:
         self._magnitudes: Floats | None = None
         self._dense_work = dense_work(header)
         self.isa = self._model.isa
+        self.kv_cache_dtype = cache.kv_cache_dtype
         self.num_threads = threads
 
     @property

@@ -75,6 +75,10 @@ class TorchRunner:
         return torch.get_num_threads()
 
     @property
+    def kv_cache_dtype(self) -> str:
+        return str(self._model.dtype).removeprefix("torch.")
+
+    @property
     def num_parameters(self) -> int:
         return self._model.weights.num_parameters
 

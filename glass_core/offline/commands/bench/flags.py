@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glass_core.config import AUTO, EngineConfig, resolve_model
+from glass_core.config import AUTO, KV_CACHE_DTYPES, CacheConfig, EngineConfig, resolve_model
 from glass_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -33,6 +33,12 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="default: cpu")
     parser.add_argument("--runner", default=AUTO, help="compute runner (default: native where it can serve)")
     parser.add_argument("--threads", type=int, help="compute threads (default: the runner's own choice)")
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=KV_CACHE_DTYPES,
+        default=KV_CACHE_DTYPES[0],
+        help=f"of keys and values in the native runner (default: {KV_CACHE_DTYPES[0]})",
+    )
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +56,7 @@ def engine_config(args: argparse.Namespace) -> EngineConfig:
         dtype=args.dtype,
         device=args.device,
         num_threads=args.threads,
+        cache=CacheConfig(kv_cache_dtype=args.kv_cache_dtype),
     )
 
 
@@ -65,7 +72,11 @@ def session_of(args: argparse.Namespace, *, num_sequences: int, num_tokens: int)
             yield session
         return
     with open_random_session(
-        random_model_of(args), num_threads=args.threads, num_sequences=num_sequences, num_tokens=num_tokens
+        random_model_of(args),
+        num_threads=args.threads,
+        num_sequences=num_sequences,
+        num_tokens=num_tokens,
+        kv_cache_dtype=args.kv_cache_dtype,
     ) as session:
         yield session
 

@@ -141,4 +141,5 @@ def _add_engine(
 def server_flags(args: argparse.Namespace) -> list[str]:
     """The engine's flags as the server's own."""
     threads = [] if args.threads is None else ["--num-threads", str(args.threads)]
-    return ["--runner", args.runner, "--dtype", args.dtype, "--device", args.device, *threads]
+    engine = ["--runner", args.runner, "--dtype", args.dtype, "--device", args.device]
+    return [*engine, "--kv-cache-dtype", args.kv_cache_dtype, *threads]
