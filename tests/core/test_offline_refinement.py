@@ -12,7 +12,7 @@ from glass_core.errors import ConfigurationError
 from glass_core.offline.calibrate.allocation import DOWN_RATIOS, UP_SHARES, LayerShares, allocate
 from glass_core.offline.calibrate.calibration import load_model
 from glass_core.offline.calibrate.corpus import CorpusSequence
-from glass_core.offline.calibrate.local_errors import ScoreWeights, layer_errors, share_threshold, trace_tokens
+from glass_core.offline.calibrate.local_errors import ScoreWeights, layer_errors, share_thresholds, trace_tokens
 from glass_core.offline.calibrate.refinement import make_table, measure_thresholds, score_weights
 from glass_core.offline.calibrate.statistics import down_norms
 from glass_core.runners.torch_runner.model import TorchModel
@@ -88,10 +88,12 @@ def test_reads_out_of_reach_are_refused() -> None:
         allocate(convex_errors(1), np.ones(1), 1.01)
 
 
-@pytest.mark.parametrize("share", [0.01, 0.25, 0.5, 0.99, 1.0])
-def test_share_thresholds_keep_exactly_the_share(share: float) -> None:
+def test_share_thresholds_keep_exactly_the_shares() -> None:
+    shares = [0.5, 0.01, 0.25, 0.5, 0.99, 1.0]
     scores = torch.from_numpy(np.random.default_rng(2).gamma(1.0, size=(10, 20)))
-    assert int((scores >= share_threshold(scores, share)).sum()) == round(200 * share)
+    thresholds = share_thresholds(scores, shares)
+    assert [int((scores >= threshold).sum()) for threshold in thresholds] == [100, 2, 50, 100, 198, 200]
+    assert [share_thresholds(scores, [share]) for share in shares] == [[threshold] for threshold in thresholds]
 
 
 def test_local_errors_are_zero_where_all_is_kept_and_fall_with_the_shares(

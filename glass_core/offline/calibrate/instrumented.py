@@ -39,8 +39,8 @@ class TracingFfn:
         return self._model.ffn_output(layer, z)
 
 
-def run_sequence(model: TorchModel, token_ids: Tensor, ffn: TracingFfn) -> Tensor:
-    """Next-token logits (n, vocab) of a whole sequence (n,)."""
+def final_states(model: TorchModel, token_ids: Tensor, ffn: TracingFfn) -> Tensor:
+    """Hidden states (n, hidden) of a whole sequence (n,). Who wants predictions asks for `model.logits` of them: over a
+    vocabulary of 262 144 those cost more than all layers."""
     positions = torch.arange(len(token_ids), device=token_ids.device)
-    hidden = model.forward(token_ids, positions, attention=SequenceCache(model.spec), ffn=ffn)
-    return model.logits(hidden)
+    return model.forward(token_ids, positions, attention=SequenceCache(model.spec), ffn=ffn)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from glass_core.offline.calibrate.allocation import DOWN_RATIOS, UP_SHARES, FloatArray
 from glass_core.offline.calibrate.corpus import CorpusSequence
-from glass_core.offline.calibrate.instrumented import LayerTrace, TracingFfn, run_sequence
+from glass_core.offline.calibrate.instrumented import LayerTrace, TracingFfn, final_states
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.plan import NeuronIndices
 
@@ -35,7 +35,7 @@ def trace_tokens(model: TorchModel, sequences: Sequence[CorpusSequence]) -> list
     per_sequence = -(-NUM_TOKENS // len(sequences))
     for sequence in sequences:
         ffn = TracingFfn(model)
-        run_sequence(model, torch.tensor(sequence.token_ids, device=model.device), ffn)
+        final_states(model, torch.tensor(sequence.token_ids, device=model.device), ffn)
         last = len(sequence.token_ids) - 1
         chosen = np.unique(np.linspace(sequence.first_decoded, last, per_sequence).round().astype(np.int64))
         rows = torch.from_numpy(chosen).to(model.device)
@@ -54,21 +54,26 @@ def layer_errors(
     unit = _mean_square(pruned, down_proj)
     up_scores, down_scores = trace.up.abs() * weights.up[layer], trace.z.abs() * weights.down[layer]
     errors = np.empty((len(UP_SHARES), len(DOWN_RATIOS)))
-    for i, up_share in enumerate(UP_SHARES):
-        gated = up_scores >= share_threshold(up_scores, up_share)
+    for i, (up_share, up_threshold) in enumerate(zip(UP_SHARES, share_thresholds(up_scores, UP_SHARES), strict=True)):
+        gated = up_scores >= up_threshold
         scores = torch.where(gated, down_scores, 0.0)
-        for j, ratio in enumerate(DOWN_RATIOS):
-            kept = gated & (scores >= share_threshold(scores, up_share * ratio))
+        for j, threshold in enumerate(share_thresholds(scores, [up_share * ratio for ratio in DOWN_RATIOS])):
+            kept = gated & (scores >= threshold)
             errors[i, j] = _mean_square(torch.where(kept, 0.0, trace.z), down_proj)
     # a layer whose static half loses nothing has no unit, and nothing to lose
     return errors / unit if unit > 0 else errors
 
 
-def share_threshold(scores: Tensor, share: float) -> float:
-    """The threshold that round(share * n) of all the n `scores` reach; 0 keeps all."""
+def share_thresholds(scores: Tensor, shares: Sequence[float]) -> list[float]:
+    """For each share the threshold that round(share * n) of all the n `scores` reach; 0 keeps all.
+
+    One partition serves all shares: of millions of scores it is what takes the time.
+    """
     values = scores.flatten().cpu().numpy()
-    num_pruned = values.size - round(share * values.size)
-    return float(np.partition(values, num_pruned)[num_pruned]) if 0 < num_pruned < values.size else 0.0
+    num_pruned = [values.size - round(share * values.size) for share in shares]
+    wanted = sorted({count for count in num_pruned if 0 < count < values.size})
+    parted = np.partition(values, wanted) if wanted else values
+    return [float(parted[count]) if 0 < count < values.size else 0.0 for count in num_pruned]
 
 
 def _mean_square(z: Tensor, down_proj: Tensor) -> float:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from glass_core.offline.calibrate.allocation import LayerShares
 from glass_core.offline.calibrate.corpus import CorpusSequence
-from glass_core.offline.calibrate.local_errors import ScoreWeights, share_threshold
+from glass_core.offline.calibrate.local_errors import ScoreWeights, share_thresholds
 from glass_core.offline.calibrate.statistics import Float32Array
 from glass_core.runners.torch_runner.attention import SequenceCache
 from glass_core.runners.torch_runner.ffn import ACTIVATIONS
@@ -83,10 +83,10 @@ class _FittingFfn:
 
     def _prune(self, layer: int, up: Tensor, z: Tensor) -> Tensor:
         up_scores = up.abs() * self._weights.up[layer]
-        up_threshold = share_threshold(up_scores, float(self._shares.up[layer]))
+        (up_threshold,) = share_thresholds(up_scores, [float(self._shares.up[layer])])
         gated = up_scores >= up_threshold
         down_scores = torch.where(gated, z.abs() * self._weights.down[layer], 0.0)
-        down_threshold = share_threshold(down_scores, float(self._shares.down[layer]))
+        (down_threshold,) = share_thresholds(down_scores, [float(self._shares.down[layer])])
         self.up_thresholds.append(up_threshold)
         self.down_thresholds.append(down_threshold)
         return torch.where(gated & (down_scores >= down_threshold), z, 0.0)

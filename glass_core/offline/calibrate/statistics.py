@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from glass_core.offline.calibrate.corpus import CorpusSequence
-from glass_core.offline.calibrate.instrumented import LayerTrace, TracingFfn, run_sequence
+from glass_core.offline.calibrate.instrumented import LayerTrace, TracingFfn, final_states
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.statistics import normalize_tokens
 
@@ -78,7 +78,7 @@ def measure_sequence(model: TorchModel, sequence: CorpusSequence) -> dict[str, F
     """Token sums of one sequence, (num_layers, intermediate_size) each, named as in COUNTED_SUMS and MOMENT_SUMS."""
     token_ids = torch.tensor(sequence.token_ids, device=model.device)
     ffn = TracingFfn(model)
-    logits = run_sequence(model, token_ids, ffn)
+    logits = model.logits(final_states(model, token_ids, ffn))
     loss = next_token_loss(logits, token_ids, sequence.first_after_start)
     gradients = torch.autograd.grad(loss, [trace.z for trace in ffn.traces])
     with torch.no_grad():
