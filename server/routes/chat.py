@@ -32,9 +32,9 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a conversation, whole or as a stream of chunks.
 
-    OpenAI's endpoint with five more fields: `glass_sparsity`, `lambda`, `glass_method`, `glass_profile` and
-    `glass_refine`. Every answer, and the last chunk of a stream, has a `glass` object that says what was computed and
-    what was saved.
+    OpenAI's endpoint with six more fields: `glass_sparsity`, `glass_max_kl`, `lambda`, `glass_method`,
+    `glass_profile` and `glass_refine`. Every answer, and the last chunk of a stream, has a `glass` object that says
+    what was computed and what was saved.
     """
     builder = RequestBuilder(body, headers, settings, model, prompt_param="messages")
     builder.check(num_prompts=1)
