@@ -22,12 +22,7 @@ from glass_core.runners.base import StepBatch, StepResult
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.selection import PlanSelector
-from tests.tiny_models import VOCAB_SIZE, save_tiny_model
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
+from tests.tiny_models import VOCAB_SIZE
 
 
 class RecordingRunner(TorchRunner):

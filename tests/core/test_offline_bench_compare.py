@@ -23,15 +23,9 @@ from glass_core.offline.commands.bench import compare as compare_command
 from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.extension import why_missing
 from tests.core.fake_llama_cpp import write_llama_bench, write_llama_server
-from tests.tiny_models import save_tiny_model
 
 # whatever runs beside the tests must not repeat their measurements
 SMALL = ["--num-tokens", "2", "--prompt-tokens", "4", "--prefill-tokens", "3,6", "--max-others-share", "1"]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
 
 
 @pytest.fixture

@@ -29,14 +29,8 @@ from glass_core.offline.cli import main
 from tests.core.fake_llama_cpp import write_llama_server
 from tests.core.fake_vllm import write_vllm_python
 from tests.fakes_engine import FAKE_INFO, FakeEngineClient
-from tests.tiny_models import save_tiny_model
 
 PROMPTS = [[5, 6, 7, 8], [9, 10], [11, 12, 13]]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,6 @@ from glass_core.offline.generation import cache_for
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.selection import PlanSelector
-from tests.tiny_models import save_tiny_model
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
 
 
 def test_result_file(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,16 +32,6 @@ from tests.tiny_models import BOS_TOKEN_ID, EOS_TOKEN_ID, VOCAB_SIZE, save_tiny_
 SETTINGS = CalibrationSettings(source="null", num_sequences=3, sequence_length=12, num_held_out=2)
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def model(model_dir: Path) -> TorchModel:
-    return load_model(model_dir, "cpu")
-
-
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLASS_HOME", str(tmp_path / "home"))

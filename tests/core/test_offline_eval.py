@@ -1,7 +1,6 @@
 """`glass eval longform` on a tiny model: protocol, schema, dense and oracle rows, prompt files."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.selection import PlanSelector
 from glass_core.text import load_text_processor
+from tests.core.prompt_file import write_lines
 from tests.tiny_models import save_tiny_model
 
 ROW_KEYS = [
@@ -31,35 +31,6 @@ ROW_KEYS = [
     "agreement", "agreement_interval", "ffn_reads", "num_tokens",
 ]  # fmt: skip
 ANSWER = Answer(prompt=(1, 20, 30, 40, 50), token_ids=(60, 70, 80, 90, 100, 110))
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def model(model_dir: Path) -> TorchModel:
-    return TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def artifact(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("artifact") / "tiny.safetensors"
-    flags = ["--source", "null", "--num-sequences", "3", "--sequence-length", "24", "--num-held-out", "1"]
-    assert main(["calibrate", str(model_dir), *flags, "--output", str(output)]) == 0
-    return output
-
-
-def write_prompts(path: Path, entries: Sequence[Any]) -> Path:
-    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def prompts(tmp_path: Path) -> Path:
-    words = ("What is the capital of France?", "Tell me about the fox.", "Where are the sea shells?", "Who is lazy?")
-    return write_prompts(tmp_path / "prompts.jsonl", [{"instruction": text} for text in words])
 
 
 def evaluate(model_dir: Path, prompts: Path, output: Path, *flags: str) -> dict[str, Any]:
@@ -183,7 +154,7 @@ def test_sweep_refuses_what_cannot_be_served() -> None:
 
 
 def test_prompts_keep_short_instructions_without_input(tmp_path: Path) -> None:
-    path = write_prompts(
+    path = write_lines(
         tmp_path / "tasks.jsonl",
         [
             {"instruction": "kept", "instances": [{"input": "", "output": "x"}]},
@@ -216,7 +187,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, problem: str, capsys: py
 def test_prompt_file_and_flag_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read as a prompt file"):
         read_prompts(tmp_path / "absent.jsonl", limit=1)
-    empty = write_prompts(tmp_path / "empty.jsonl", [])
+    empty = write_lines(tmp_path / "empty.jsonl", [])
     with pytest.raises(ConfigurationError, match="no instruction under 120 characters"):
         read_prompts(empty, limit=1)
     with pytest.raises(ConfigurationError, match="limit must be at least 1, got 0"):

@@ -15,19 +15,14 @@ from glass_core.offline.evaluate.lengths import length_sweep
 from glass_core.offline.evaluate.scores import Divergence
 from glass_core.offline.evaluate.sweep_report import interval_arms, plot_sweeps, print_sweeps
 from glass_core.text import load_text_processor
+from tests.core.prompt_file import INSTRUCTIONS
 from tests.tiny_models import save_tiny_model
 
-WORDS = ("What is the capital of France?", "Tell me about the fox.", "Where are the sea shells?", "Who is lazy?")
 
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-def test_both_sweeps_in_one_run(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prompts, output, answers = tmp_path / "prompts.jsonl", tmp_path / "out.json", tmp_path / "answers.json"
-    prompts.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in WORDS), encoding="utf-8")
+def test_both_sweeps_in_one_run(
+    model_dir: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, answers = tmp_path / "out.json", tmp_path / "answers.json"
     flags = ["--prompts", str(prompts), "--methods", "griffin", "--sparsities", "0.5", "--answers", str(answers)]
     sweeps = ["--max-new-tokens", "24,8", "--prompt-tokens", "4,16", "--json", str(output)]
     assert main(["eval", "longform", str(model_dir), *flags, *sweeps]) == 0
@@ -48,7 +43,7 @@ def test_both_sweeps_in_one_run(model_dir: Path, tmp_path: Path, capsys: pytest.
 
 def test_a_prompt_is_the_end_of_a_conversation(model_dir: Path) -> None:
     text = load_text_processor(model_dir)
-    turns = [Turn(word, f"the fox {index}") for index, word in enumerate(WORDS)]
+    turns = [Turn(word, f"the fox {index}") for index, word in enumerate(INSTRUCTIONS)]
     long, short = conversation_prompts(text, turns, 60), conversation_prompts(text, turns, 9)
     assert [len(prompt) for prompt in long] == [60] * 4
     assert [prompt[-9:] for prompt in long] == short

@@ -14,22 +14,8 @@ from glass_core.offline.evaluate.answers import Answer
 from glass_core.offline.evaluate.bootstrap import Bootstrap
 from glass_core.offline.evaluate.report import curves
 from glass_core.runners.native.extension import why_missing
-from tests.tiny_models import save_tiny_model
 
 ANSWERS = [Answer((1, 2), (3, 4, 5)), Answer((6,), (7,))]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    words = ("What is the capital of France?", "Tell me about the fox.", "Who is lazy?")
-    path.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in words), encoding="utf-8")
-    return path
 
 
 def evaluate(model_dir: Path, prompts: Path, output: Path, *flags: str) -> dict[str, Any]:

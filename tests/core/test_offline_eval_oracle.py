@@ -15,30 +15,14 @@ from glass_core.offline.evaluate.longform import run_dense
 from glass_core.offline.evaluate.overlap import AnswerOracle
 from glass_core.offline.evaluate.subjects import TorchSubject
 from glass_core.runners.torch_runner.model import TorchModel
-from tests.tiny_models import save_tiny_model
 
 ANSWER = Answer(prompt=(1, 20, 30, 40, 50), token_ids=(60, 70, 80, 90, 100, 110))
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def artifact(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("artifact") / "tiny.safetensors"
-    flags = ["--source", "null", "--num-sequences", "3", "--sequence-length", "24", "--num-held-out", "1"]
-    assert main(["calibrate", str(model_dir), *flags, "--output", str(output)]) == 0
-    return output
-
-
 def test_result_table_and_plot(
-    model_dir: Path, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_dir: Path, artifact: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.json"
-    words = ("What is the capital of France?", "Tell me about the fox.", "Where are the sea shells?")
-    prompts.write_text("".join(json.dumps({"instruction": text}) + "\n" for text in words), encoding="utf-8")
+    output = tmp_path / "out.json"
     flags = ["--prompts", str(prompts), "--max-new-tokens", "12", "--artifact", str(artifact), "--json", str(output)]
     sweep = ["--methods", "random,griffin,oracle", "--profiles", "sensitivity", "--sparsities", "0.5"]
     assert main(["eval", "oracle", str(model_dir), *flags, *sweep, "--refine", "off,on"]) == 0

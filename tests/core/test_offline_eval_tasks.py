@@ -19,14 +19,8 @@ from glass_core.offline.evaluate.subjects import TorchSubject
 from glass_core.offline.evaluate.task_scoring import TaskModel
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.text import load_text_processor
-from tests.tiny_models import save_tiny_model
 
 CONTEXT, CONTINUATION = "What is the capital", " of France?"
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
 
 
 def task_model(model_dir: Path, params: SparsityParams) -> TaskModel:

@@ -7,7 +7,7 @@ import pytest
 from glass_core.config import glass_home
 from glass_core.errors import ConfigurationError
 from glass_core.expected_kl import REFINED
-from glass_core.offline.calibrate.calibration import CalibrationRun, load_model
+from glass_core.offline.calibrate.calibration import CalibrationRun
 from glass_core.offline.calibrate.corpus import CorpusSequence
 from glass_core.offline.calibrate.expected_kl import Condition, make_table, to_answers
 from glass_core.offline.calibrate.settings import CalibrationSettings
@@ -16,20 +16,9 @@ from glass_core.offline.progress import SilentProgress
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.artifact import GlobalStatistics, read_artifact
 from glass_core.text import load_text_processor
-from tests.tiny_models import save_tiny_model
 
 SETTINGS = CalibrationSettings(source="null", num_sequences=3, sequence_length=24, num_held_out=2)
 FLAGS = ["--num-sequences", "3", "--sequence-length", "24", "--num-held-out", "2"]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def model(model_dir: Path) -> TorchModel:
-    return load_model(model_dir, "cpu")
 
 
 @pytest.fixture(scope="module")

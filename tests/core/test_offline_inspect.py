@@ -19,19 +19,6 @@ from glass_core.runners.native.checkpoint_image import available_formats
 from tests.tiny_models import save_tiny_model
 
 
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def artifact(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("artifact") / "tiny.safetensors"
-    flags = ["--source", "null", "--num-sequences", "2", "--sequence-length", "12", "--num-held-out", "1"]
-    assert main(["calibrate", str(model_dir), *flags, "--output", str(output)]) == 0
-    return output
-
-
 def test_inspect_prints_manifest_layers_and_agreement(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from glass_core.errors import ConfigurationError
 from glass_core.offline.calibrate.allocation import DOWN_RATIOS, UP_SHARES, LayerShares, allocate
-from glass_core.offline.calibrate.calibration import load_model
 from glass_core.offline.calibrate.corpus import CorpusSequence
 from glass_core.offline.calibrate.local_errors import ScoreWeights, layer_errors, share_thresholds, trace_tokens
 from glass_core.offline.calibrate.refinement import make_table, measure_thresholds, score_weights
@@ -20,7 +19,7 @@ from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.refinement import Refinement
 from tests.core.sparsity_samples import property_test
 from tests.parity.harness import Harness, make_row
-from tests.tiny_models import VOCAB_SIZE, save_tiny_model
+from tests.tiny_models import VOCAB_SIZE
 
 RNG = np.random.default_rng(5)
 SEQUENCES = [
@@ -28,16 +27,6 @@ SEQUENCES = [
     for length, prompt in ((20, 5), (14, 1), (9, 6))
 ]
 EVERYTHING = np.arange(88, dtype=np.int32)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def model(model_dir: Path) -> TorchModel:
-    return load_model(model_dir, "cpu")
 
 
 @pytest.fixture(scope="module")

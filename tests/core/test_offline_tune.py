@@ -13,7 +13,7 @@ from torch import Tensor
 from torchjd.aggregation import Aggregator
 
 from glass_core.errors import ConfigurationError
-from glass_core.offline.calibrate.calibration import CalibrationRun, load_model
+from glass_core.offline.calibrate.calibration import CalibrationRun
 from glass_core.offline.calibrate.local_errors import ScoreWeights
 from glass_core.offline.calibrate.refinement import score_weights
 from glass_core.offline.calibrate.settings import CalibrationSettings
@@ -33,20 +33,10 @@ from glass_core.offline.tune.workfolder import TuningFolder
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.artifact import GlobalStatistics, read_artifact, write_artifact
 from glass_core.text import load_text_processor
-from tests.tiny_models import VOCAB_SIZE, save_tiny_model
+from tests.tiny_models import VOCAB_SIZE
 
 TEXT = TextSettings(num_learning=2, num_stopping=1, num_deciding=1, message_length=6, answer_length=10)
 SETTINGS = TuningSettings(text=TEXT, num_steps=4, evaluate_every=2, learning_rate=0.05)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def model(model_dir: Path) -> TorchModel:
-    return load_model(model_dir, "cpu")
 
 
 @pytest.fixture(scope="module")
