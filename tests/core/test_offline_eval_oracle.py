@@ -13,7 +13,7 @@ from glass_core.offline.cli import main
 from glass_core.offline.evaluate.answers import Answer
 from glass_core.offline.evaluate.longform import run_dense
 from glass_core.offline.evaluate.overlap import AnswerOracle
-from glass_core.offline.evaluate.subjects import TorchSubject
+from glass_core.offline.evaluate.subjects import model_selector
 from glass_core.runners.torch_runner.model import TorchModel
 
 ANSWER = Answer(prompt=(1, 20, 30, 40, 50), token_ids=(60, 70, 80, 90, 100, 110))
@@ -45,7 +45,7 @@ def test_result_table_and_plot(
 
 def test_jaccards_of_fixed_sets_equal_their_definition(model_dir: Path) -> None:
     model = TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
-    selector, dense = TorchSubject(model, None).selector, run_dense(model, ANSWER)
+    selector, dense = model_selector(model, None), run_dense(model, ANSWER)
     params = SparsityParams(0.75, method="griffin")
     found = AnswerOracle(model, selector, dense).overlap(params)
     mine = selector.select(params, dense.prompt_statistics)

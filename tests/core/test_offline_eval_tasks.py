@@ -15,7 +15,7 @@ from glass_core.errors import ConfigurationError
 from glass_core.offline.cli import main
 from glass_core.offline.evaluate.choices import read_questions
 from glass_core.offline.evaluate.lm_eval_model import lm_eval_model
-from glass_core.offline.evaluate.subjects import TorchSubject
+from glass_core.offline.evaluate.subjects import model_selector
 from glass_core.offline.evaluate.task_scoring import TaskModel
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.text import load_text_processor
@@ -25,7 +25,7 @@ CONTEXT, CONTINUATION = "What is the capital", " of France?"
 
 def task_model(model_dir: Path, params: SparsityParams) -> TaskModel:
     model = TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
-    return TaskModel(model, load_text_processor(model_dir), TorchSubject(model, None).selector, params)
+    return TaskModel(model, load_text_processor(model_dir), model_selector(model, None), params)
 
 
 def test_dense_likelihood_equals_hf_and_pruning_moves_it(model_dir: Path) -> None:

@@ -23,11 +23,9 @@ from glass_core.offline.evaluate.bootstrap import Bootstrap
 from glass_core.offline.evaluate.longform import DenseAnswer, predict_answer, run_dense
 from glass_core.offline.evaluate.refined import TorchRows, decode_refined
 from glass_core.offline.evaluate.refined_scores import score_refined
-from glass_core.offline.evaluate.subjects import evaluation_selector, refined_rows
-from glass_core.offline.generation import cache_for
+from glass_core.offline.evaluate.subjects import model_selector, refined_rows
 from glass_core.offline.progress import Progress
 from glass_core.runners.torch_runner.model import TorchModel
-from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics
 from glass_core.sparsity.manifest import CorpusValue
 from glass_core.sparsity.selection import PlanSelector
@@ -82,7 +80,7 @@ class ExpectedKlRun:
         """
         answers = to_answers(self.sequences)
         num_tokens = [len(answer.token_ids) - 1 for answer in answers]
-        sums = self._all_sums(conditions(statistics), self._selector(statistics), answers)
+        sums = self._all_sums(conditions(statistics), model_selector(self.model, statistics), answers)
         tables: dict[str, dict[str, ExpectedKl]] = {}
         for condition, values in sums:
             tables.setdefault(condition.profile, {})[condition.name] = make_table(condition, values, num_tokens)
@@ -104,12 +102,6 @@ class ExpectedKlRun:
     def _sums(self, condition: Condition, selector: PlanSelector, dense: Callable[[], Sequence[DenseAnswer]]) -> Sums:
         measure = refined_sums if condition.refine else static_sums
         return measure(self.model, selector, condition.params, dense())
-
-    def _selector(self, statistics: GlobalStatistics) -> PlanSelector:
-        # the selector asks a runner for the model's shape; no KV memory is wanted
-        spec, size = self.model.spec, self.model.dtype.itemsize
-        smallest = cache_for(spec, num_sequences=1, num_tokens=1, bytes_per_value=size)
-        return evaluation_selector(TorchRunner(self.model, smallest), statistics)
 
     def _manifest(self, statistics: GlobalStatistics, num_tokens: Sequence[int]) -> ArtifactManifest:
         manifest = statistics.manifest

@@ -12,7 +12,7 @@ from glass_core.offline.evaluate.bootstrap import Bootstrap
 from glass_core.offline.evaluate.evaluation import LongformRun
 from glass_core.offline.evaluate.longform import run_dense
 from glass_core.offline.evaluate.overlap import AnswerOracle, Overlap
-from glass_core.offline.evaluate.subjects import TorchSubject
+from glass_core.offline.evaluate.subjects import model_selector
 
 PROTOCOL = (
     "oracle: per layer, the Jaccard index of the neurons chosen before an answer (refined: token by token) with the "
@@ -28,7 +28,7 @@ class OracleRun:
 
     def execute(self, instructions: Sequence[str]) -> dict[str, Any]:
         """`bootstrap` and `rows`. Raises ConfigurationError when a condition is dense: it has no set."""
-        selector = TorchSubject(self.longform.model, self.longform.statistics).selector
+        selector = model_selector(self.longform.model, self.longform.statistics)
         wanted = self.longform.sweep.conditions(selector)
         if any(params.is_dense or params.method == DENSE_METHOD for params in wanted):
             raise ConfigurationError("dense keeps every neuron: give methods and sparsities above 0")

@@ -62,9 +62,7 @@ class TorchSubject:
     def __init__(self, model: TorchModel, statistics: GlobalStatistics | None) -> None:
         self._model = model
         self.dtype = str(model.dtype).removeprefix("torch.")
-        # only the runner's magnitudes are wanted, no KV memory
-        smallest = cache_for(model.spec, num_sequences=1, num_tokens=1, bytes_per_value=model.dtype.itemsize)
-        self.selector = evaluation_selector(TorchRunner(model, smallest), statistics)
+        self.selector = model_selector(model, statistics)
         self._dense: DenseAnswer | None = None
 
     def begin(self, dense: DenseAnswer) -> None:
@@ -144,6 +142,13 @@ def refined_rows(selector: PlanSelector, pairs: RefinedPairs) -> list[RefinedRow
         assert plan is not None
         found.append(RefinedRow(dense, plan))
     return found
+
+
+def model_selector(model: TorchModel, statistics: GlobalStatistics | None) -> PlanSelector:
+    """The reference model's `evaluation_selector`."""
+    # only the runner's magnitudes are wanted, no KV memory
+    smallest = cache_for(model.spec, num_sequences=1, num_tokens=1, bytes_per_value=model.dtype.itemsize)
+    return evaluation_selector(TorchRunner(model, smallest), statistics)
 
 
 def evaluation_selector(runner: Runner, statistics: GlobalStatistics | None) -> PlanSelector:

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from glass_core.errors import ConfigurationError
-from glass_core.offline.commands.eval.flags import NATIVE, add_model, add_output, longform_run, plot_path
+from glass_core.offline.commands.eval.flags import (
+    NATIVE,
+    add_model,
+    add_output,
+    finish,
+    longform_run,
+    read_instructions,
+)
 
 if TYPE_CHECKING:
     from glass_core.offline.bench.llama_cpp import LlamaBench
@@ -24,7 +31,7 @@ HELP = "quality against measured speed, beside llama.cpp's quantizations"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, max_new_tokens="192", limit=20)
+    add_model(parser)
     parser.add_argument("--dtype", default="int4", help="native formats, comma-separated (default: int4)")
     parser.add_argument("--methods", default="a_glass", help="static methods, comma-separated (default: a_glass)")
     parser.add_argument("--sparsities", default="0,0.2,0.3,0.4,0.5", help="default: 0,0.2,0.3,0.4,0.5")
@@ -44,21 +51,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from glass_core.offline.evaluate.prompts import read_prompts
     from glass_core.offline.frontier.report import plot_frontier, print_frontier
-    from glass_core.offline.results import write_result
 
     peers, server = _peers(args)
-    instructions = read_prompts(args.prompts, limit=args.limit, max_chars=args.max_prompt_chars)
+    instructions = read_instructions(args)
     args.max_new_tokens = str(max(2, -(-args.quality_tokens // len(instructions)) + 1))
     result = _measure(args, longform_run(args), instructions, peers, server)
     print_frontier(result, Console())
-    if args.json is not None:
-        write_result(args.json, result)
-    plot = plot_path(args)
-    if plot is not None:
-        plot_frontier(result, plot)
-    return 0
+    return finish(args, result, plot_frontier)
 
 
 def _measure(

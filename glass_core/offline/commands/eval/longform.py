@@ -26,15 +26,16 @@ from glass_core.offline.commands.eval.flags import (
     add_output,
     add_runner,
     add_sweep,
+    finish,
     longform_run,
-    plot_path,
+    read_instructions,
 )
 
 HELP = "teacher-forced long answers, at several prompt and answer lengths"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, max_new_tokens="192")
+    add_model(parser)
     add_sweep(parser, methods="griffin,a_glass,oracle")
     add_runner(parser)
     parser.add_argument(
@@ -46,12 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from glass_core.offline.evaluate.prompts import read_prompts
     from glass_core.offline.evaluate.report import plot_curves, print_table
     from glass_core.offline.evaluate.sweep_report import plot_sweeps, print_sweeps
-    from glass_core.offline.results import write_result
 
-    instructions = read_prompts(args.prompts, limit=args.limit, max_chars=args.max_prompt_chars)
+    instructions = read_instructions(args)
     evaluation = longform_run(args)
     result = {
         "conditions": evaluation.conditions(args.prompts.name, args.command_line),
@@ -59,10 +58,6 @@ def run(args: argparse.Namespace) -> int:
     }
     print_table(result, Console())
     print_sweeps(result, Console())
-    if args.json is not None:
-        write_result(args.json, result)
-    plot = plot_path(args)
-    if plot is not None:
-        plot_curves(result, plot)
-        plot_sweeps(result, plot.with_stem(f"{plot.stem}-lengths"))
-    return 0
+    return finish(
+        args, result, plot_curves, lambda result, path: plot_sweeps(result, path.with_stem(f"{path.stem}-lengths"))
+    )

@@ -10,13 +10,20 @@ down_proj row it reads; compared with the oracle's are those that most tokens ke
 
 import argparse
 
-from glass_core.offline.commands.eval.flags import add_model, add_output, add_sweep, longform_run, plot_path
+from glass_core.offline.commands.eval.flags import (
+    add_model,
+    add_output,
+    add_sweep,
+    finish,
+    longform_run,
+    read_instructions,
+)
 
 HELP = "chosen neurons against those the answer needs, per layer"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model(parser, max_new_tokens="192")
+    add_model(parser)
     add_sweep(parser, methods="griffin,global_only,a_glass,oracle")
     add_output(parser, "both indices against the layer")
 
@@ -26,19 +33,12 @@ def run(args: argparse.Namespace) -> int:
 
     from glass_core.offline.evaluate.oracle_report import plot_overlap, print_overlap
     from glass_core.offline.evaluate.oracle_run import OracleRun
-    from glass_core.offline.evaluate.prompts import read_prompts
-    from glass_core.offline.results import write_result
 
-    instructions = read_prompts(args.prompts, limit=args.limit, max_chars=args.max_prompt_chars)
+    instructions = read_instructions(args)
     evaluation = OracleRun(longform_run(args))
     result = {
         "conditions": evaluation.conditions(args.prompts.name, args.command_line),
         **evaluation.execute(instructions),
     }
     print_overlap(result, Console())
-    if args.json is not None:
-        write_result(args.json, result)
-    plot = plot_path(args)
-    if plot is not None:
-        plot_overlap(result, plot)
-    return 0
+    return finish(args, result, plot_overlap)

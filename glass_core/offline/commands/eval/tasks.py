@@ -11,8 +11,9 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from glass_core.config import EngineConfig, resolve_model
+from glass_core.config import resolve_model
 from glass_core.errors import ConfigurationError
+from glass_core.offline.commands.eval.flags import artifact_of, sweep_of
 
 if TYPE_CHECKING:
     from glass_core.offline.evaluate.choices import Question
@@ -32,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the intervals and of `random` (default: 0)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the result as JSON")
+    parser.set_defaults(refine="off")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,28 +61,18 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, tasks: "dict[str, list[Question]]") -> dict[str, Any]:
     import torch
 
-    from glass_core.engine.loading import load_statistics
     from glass_core.offline.bench.session import surroundings
     from glass_core.offline.evaluate.choices import accuracy
-    from glass_core.offline.evaluate.conditions import Sweep
-    from glass_core.offline.evaluate.subjects import TorchSubject
+    from glass_core.offline.evaluate.subjects import model_selector
     from glass_core.offline.evaluate.task_scoring import TaskModel
-    from glass_core.offline.flags import parse_floats, parse_names
     from glass_core.runners.torch_runner.model import TorchModel
     from glass_core.text import load_text_processor
 
-    sweep = Sweep(
-        parse_names(args.methods, "--methods"),
-        parse_floats(args.sparsities, "--sparsities"),
-        parse_floats(args.lambdas, "--lambdas"),
-        parse_names(args.profiles, "--profiles"),
-        args.seed,
-    )
+    sweep = sweep_of(args)
     model_dir = resolve_model(args.model)
     model, text = TorchModel.load(model_dir, dtype=torch.float32, device=args.device), load_text_processor(model_dir)
-    config = EngineConfig(model_path=model_dir, model_name=model_dir.name, artifact_path=args.artifact)
-    artifact = load_statistics(config, model.fingerprint)
-    selector = TorchSubject(model, None if artifact is None else artifact[0]).selector
+    artifact = artifact_of(args, model_dir, model.fingerprint)
+    selector = model_selector(model, None if artifact is None else artifact[0])
     rows = []
     for params in sweep.conditions(selector):
         condition = {
