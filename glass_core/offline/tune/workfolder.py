@@ -1,47 +1,30 @@
-"""Partial results of a tuning run on disk, so that a killed run continues where it was, to the same bits."""
+"""Partial results of a tuning run: its texts and its state."""
 
 import json
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from glass_core.config import glass_home
+from glass_core.offline.partial_results import PartialResults
 from glass_core.offline.tune.domains import TuningText
 
+_STATE = "state"
 
-class TuningFolder:
-    """The texts and the run's state. Every file is written to a temporary name and renamed: what exists is whole."""
+
+class TuningFolder(PartialResults):
+    """The texts and the run's state, keyed by all settings, the model and the artifact."""
 
     def __init__(self, key: str) -> None:
-        self.path = glass_home() / "work" / f"tune-{key}"
-        self.path.mkdir(parents=True, exist_ok=True)
+        super().__init__(f"tune-{key}")
 
     def texts(self, make: Callable[[], list[TuningText]]) -> list[TuningText]:
         """The texts, drawn once."""
-        path = self.path / "texts.json"
-        if not path.is_file():
-            _write(path, [[text.domain, text.prompt, text.answer] for text in make()])
-        return [TuningText(name, tuple(prompt), tuple(answer)) for name, prompt, answer in _read(path)]
+        stored = self.json("texts", lambda: [[text.domain, text.prompt, text.answer] for text in make()])
+        return [TuningText(name, tuple(prompt), tuple(answer)) for name, prompt, answer in stored]
 
     def load(self) -> dict[str, Any] | None:
         """The state stored last; None before the first."""
-        path = self.path / "state.json"
-        return _read(path) if path.is_file() else None
+        path = self.path / f"{_STATE}.json"
+        return json.loads(path.read_bytes()) if path.is_file() else None
 
     def store(self, state: dict[str, Any]) -> None:
-        _write(self.path / "state.json", state)
-
-    def remove(self) -> None:
-        """Drop everything: the run is over."""
-        shutil.rmtree(self.path)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_bytes())
-
-
-def _write(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value), encoding="utf-8")
-    temporary.replace(path)
+        self.store_json(_STATE, state)
