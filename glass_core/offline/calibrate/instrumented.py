@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from glass_core.runners.torch_runner.attention import SequenceCache
-from glass_core.runners.torch_runner.ffn import ACTIVATIONS
+from glass_core.runners.torch_runner.ffn import gate_and_up
 from glass_core.runners.torch_runner.model import TorchModel
 
 
@@ -28,9 +27,7 @@ class TracingFfn:
         self.traces: list[LayerTrace] = []
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        weights = self._model.layers[layer].ffn
-        gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
-        gate = ACTIVATIONS[self._model.spec.activation](gate)
+        gate, up = gate_and_up(self._model.layers[layer].ffn, self._model.spec.activation, x)
         z = gate * up
         if torch.is_grad_enabled() and not z.requires_grad:
             # weights are frozen, so the first layer's z is where the graph begins

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from glass_core.offline.calibrate.allocation import LayerShares
 from glass_core.offline.calibrate.corpus import CorpusSequence
 from glass_core.offline.calibrate.local_errors import ScoreWeights, share_thresholds
 from glass_core.offline.calibrate.statistics import Float32Array
 from glass_core.runners.torch_runner.attention import SequenceCache
-from glass_core.runners.torch_runner.ffn import ACTIVATIONS
+from glass_core.runners.torch_runner.ffn import gate_and_up
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.refinement_table import RefinementTable
 
@@ -75,9 +74,8 @@ class _FittingFfn:
         self.down_thresholds: list[float] = []
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        weights = self._model.layers[layer].ffn
-        gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
-        z = ACTIVATIONS[self._model.spec.activation](gate) * up
+        gate, up = gate_and_up(self._model.layers[layer].ffn, self._model.spec.activation, x)
+        z = gate * up
         z[self._pruned] = self._prune(layer, up[self._pruned], z[self._pruned])
         return self._model.ffn_output(layer, z)
 

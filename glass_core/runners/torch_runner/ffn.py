@@ -19,10 +19,16 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+def gate_and_up(weights: FfnWeights, activation: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
+    """g = act(gate x) and u = up x, each (n, k), of x (n, hidden)."""
+    gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate), up
+
+
 def ffn_activation(weights: FfnWeights, activation: Activation, x: Tensor) -> Tensor:
     """z (n, k) of x (n, hidden)."""
-    gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
-    return ACTIVATIONS[activation](gate) * up
+    gate, up = gate_and_up(weights, activation, x)
+    return gate * up
 
 
 def ffn_output(weights: FfnWeights, z: Tensor) -> Tensor:

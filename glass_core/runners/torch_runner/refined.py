@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from glass_core.models.spec import ModelSpec
-from glass_core.runners.torch_runner.ffn import ACTIVATIONS, ffn_output
+from glass_core.runners.torch_runner.ffn import ffn_output, gate_and_up
 from glass_core.runners.torch_runner.views import PackedViews
 from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.plan import NeuronIndices
@@ -44,9 +43,9 @@ class RefinedFfn:
     def ffn(self, layer: int, x: Tensor) -> Tensor:
         """Refined FFN output (n, hidden) of x (n, hidden)."""
         weights, pool, refinement = self._views.weights(layer), self._views.plan.neurons[layer], self._refinement
-        gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+        gate, up = gate_and_up(weights, self._spec.activation, x)
         gated = self._kept(up, _pooled(refinement.up_weights[layer], pool), float(refinement.up_thresholds[layer]))
-        z = ACTIVATIONS[self._spec.activation](gate) * up
+        z = gate * up
         norms = _pooled(refinement.down_norms[layer], pool)
         kept = gated & self._kept(z, norms, float(refinement.down_thresholds[layer]))
         self.count(len(pool), gated, kept)
