@@ -21,7 +21,6 @@ from glass_core.runners.torch_runner.views import PackedViews
 from glass_core.sparsity.artifact import GlobalStatistics, read_artifact
 from glass_core.sparsity.plan import SparsityPlan
 from tests.parity.variants import random_tokens
-from tests.tiny_models import save_tiny_model
 
 STATIC = SparsityParams(0.5, method="griffin")
 REFINED = [SparsityParams(value, profile="sensitivity", refine=True) for value in (0.2, 0.5)]
@@ -30,21 +29,8 @@ ANSWERS = [Answer(random_tokens(3 + i % 5, seed=i), random_tokens(6 + i % 7, see
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "llama", "llama")
-
-
-@pytest.fixture(scope="module")
-def model(model_dir: Path) -> TorchModel:
-    return TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def statistics(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> GlobalStatistics:
-    output = tmp_path_factory.mktemp("artifact") / "tiny.safetensors"
-    flags = ["--source", "null", "--num-sequences", "3", "--sequence-length", "24", "--num-held-out", "1"]
-    assert main(["calibrate", str(model_dir), *flags, "--output", str(output)]) == 0
-    return read_artifact(output)
+def statistics(artifact: Path) -> GlobalStatistics:
+    return read_artifact(artifact)
 
 
 def refined_plan(subject: Subject, params: SparsityParams) -> SparsityPlan:
