@@ -15,6 +15,11 @@ from glass_core.errors import ConfigurationError
 # the entry of refined answers, beside selection methods, which have the method's name
 REFINED = "refined"
 
+# nats per token: what answers may lose where nobody says otherwise
+DEFAULT_MAX_KL = 0.02
+# leaving out less costs more than it saves
+LEAST_SPARSITY = 0.05
+
 # sparsities that `largest_sparsity` gives are whole ones of these
 _STEPS_PER_ONE = 100
 # 0.29 * 100 is a hair below 29
@@ -68,6 +73,11 @@ class ExpectedKl:
         last = math.floor(self.max_sparsity * _STEPS_PER_ONE + _ROUNDING)
         steps = range(last + 1)
         return (bisect_right(steps, max_kl, key=self._at_step) - 1) / _STEPS_PER_ONE
+
+    def automatic_sparsity(self, max_kl: float) -> float:
+        """What `auto` becomes: the largest sparsity, or 0 where that is too small to pay."""
+        largest = self.largest_sparsity(max_kl)
+        return largest if largest >= LEAST_SPARSITY else 0.0
 
     def _at_step(self, step: int) -> float:
         value = self.at(min(step / _STEPS_PER_ONE, self.max_sparsity))

@@ -21,6 +21,7 @@ from glass_core.config import (
     resolve_model,
 )
 from glass_core.errors import ConfigurationError
+from glass_core.expected_kl import DEFAULT_MAX_KL
 
 ENV_PREFIX = "GLASS_"
 AUTO_SPARSITY: Final = "auto"
@@ -57,7 +58,7 @@ class Settings(BaseSettings):
         "where nothing was measured",
     )
     default_max_kl: float = Field(
-        0.02,
+        DEFAULT_MAX_KL,
         gt=0,
         allow_inf_nan=False,
         description="glass_max_kl of requests without one: expected KL from the dense model, nats per token",

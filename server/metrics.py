@@ -22,6 +22,8 @@ TOKEN_BUCKETS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 SELECTION_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 COUNT_BUCKETS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
+# nats per token: from hardly another answer to a broken one
+KL_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 RATIO_BUCKETS = tuple(step / 20 for step in range(1, 21))
 
 SEQUENCE_LABELS = ("model_name", "method")
@@ -61,6 +63,10 @@ class ServerMetrics:
         self._generation_tokens = self._histogram("request_generation_tokens", "Generated tokens.", COUNT_BUCKETS)
         self._selection = self._histogram("selection_seconds", "Time to choose neurons.", SELECTION_BUCKETS)
         self._sparsity = self._histogram("effective_sparsity", "Share of neurons left out.", RATIO_BUCKETS)
+        self._automatic = self._histogram("auto_sparsity", "Sparsity that auto chose, 0 for none.", RATIO_BUCKETS)
+        self._expected_kl = self._histogram(
+            "expected_kl", "Expected KL from the dense model, nats per token, where it was measured.", KL_BUCKETS
+        )
         self._lambda = self._histogram("requested_lambda", "Weight of the global ranking.", RATIO_BUCKETS)
         self._overlap = self._histogram(
             "plan_global_overlap_ratio", "Share of a plan the global ranking alone would also keep.", RATIO_BUCKETS
@@ -90,6 +96,8 @@ class ServerMetrics:
         self._e2e.labels(*labels).observe(timings.e2e_seconds)
         self._sparsity.labels(*labels).observe(report.sparsity)
         self._selection.labels(*labels).observe(report.selection_seconds)
+        _observe_known(self._automatic, labels, None if report.max_kl is None else report.sparsity_requested)
+        _observe_known(self._expected_kl, labels, report.expected_kl)
         _observe_known(self._ttft, labels, timings.ttft_seconds)
         _observe_known(self._queue, labels, timings.queue_seconds)
         _observe_known(self._prefill, labels, timings.prefill_seconds)

@@ -15,6 +15,7 @@ from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST, CacheConfig, Eng
 from glass_core.engine.loading import load_statistics, runner_names
 from glass_core.engine.runner_choice import NATIVE, PREFERENCE
 from glass_core.errors import GlassError
+from glass_core.offline.automatic_default import automatic_default
 from glass_core.offline.ffn_cost_report import describe, known_costs
 from glass_core.offline.provenance import num_cores
 from glass_core.runners.native.checkpoint_image import available_formats, open_image
@@ -153,6 +154,7 @@ def _models() -> Iterator[Finding]:
         yield Finding(f"model {DEFAULT_MODEL}", Status.FAIL, f"not pulled: run `glass pull {DEFAULT_MODEL}`")
     for path in pulled:
         yield _model(path)
+        yield from _automatic(path)
 
 
 def _ffn_costs() -> Iterator[Finding]:
@@ -176,6 +178,24 @@ def _model(path: Path) -> Finding:
     refines = "has" if found[0].refinement else "lacks"
     detail = f"{size}; artifact {found[1].name} matches and {refines} thresholds for glass_refine"
     return Finding(subject, Status.OK, detail)
+
+
+def _automatic(path: Path) -> Iterator[Finding]:
+    """What requests to a model get that say nothing about sparsity; nothing for a model that has a finding already."""
+    try:
+        checkpoint = open_prepared(path)
+        found = load_statistics(EngineConfig(model_path=path, model_name=path.name), checkpoint.fingerprint)
+    except GlassError:
+        return
+    if found is None:
+        return
+    default = automatic_default(checkpoint.spec, found[0])
+    subject = f"auto sparsity {path.name}"
+    if default is None:
+        advice = f"`glass calibrate {path.name} --only expected-kl` measures it"
+        yield Finding(subject, Status.WARN, f"dense: the artifact has no expected KL; {advice}")
+    else:
+        yield Finding(subject, Status.OK, default.describe())
 
 
 def _in_huge_pages(header: ImageHeader) -> str:

@@ -16,9 +16,6 @@ from server.schemas.glass import GlassFields
 
 T = TypeVar("T")
 
-# leaving out less costs more than it saves
-LEAST_SPARSITY = 0.05
-
 
 @dataclass(frozen=True, slots=True)
 class SparsityChoice:
@@ -56,8 +53,7 @@ class SparsityChoice:
                 f"glass_sparsity 'auto' is unavailable: {self._unmeasured(params, refine=refine)}; ask for a number",
                 param="glass_sparsity",
             )
-        largest = 0.0 if expected is None else expected.largest_sparsity(max_kl)
-        sparsity = largest if largest >= LEAST_SPARSITY else 0.0
+        sparsity = 0.0 if expected is None else expected.automatic_sparsity(max_kl)
         params = replace(params, sparsity=sparsity, refine=refine and sparsity > 0, max_kl=max_kl)
         return replace(params, expected_kl=_expected_kl(params, expected))
 

@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 
 from glass_core.config import DEFAULT_MODEL, PREPARED_MANIFEST
+from glass_core.expected_kl import ExpectedKl
+from glass_core.offline import diagnosis
 from glass_core.offline.cli import main
 from glass_core.offline.diagnosis import Finding, Status, diagnose, has_failed
 from glass_core.offline.inspection.spectra import bar, overlap, spectra, top_share
 from glass_core.offline.provenance import machine, versions
 from glass_core.runners.native.checkpoint_image import available_formats
+from glass_core.sparsity.budget import uniform_profile
+from glass_core.sparsity.global_stats import GlobalStatistics
+from tests.core.sparsity_samples import make_manifest
 from tests.tiny_models import save_tiny_model
 
 
@@ -104,6 +109,26 @@ def test_doctor_passes_with_a_model_and_says_that_its_artifact_is_missing(home: 
     assert "no artifact" in findings[f"model {DEFAULT_MODEL}"].detail
     assert findings["runner torch_runner"].status is Status.OK
     assert not has_failed(list(findings.values()))
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_doctor_says_what_auto_becomes(home: Path, monkeypatch: pytest.MonkeyPatch, measured: bool) -> None:
+    pull_tiny(home, DEFAULT_MODEL)
+    table = ExpectedKl((0.1, 0.5), (0.01, 0.09), (0.0, 0.0), (0.1, 0.2))
+    statistics = GlobalStatistics(
+        make_manifest(num_layers=3, intermediate_size=88),
+        *(np.ones((3, 88), np.float32),) * 2,
+        profiles={"uniform": uniform_profile(3)},
+        expected_kl={"uniform": {"a_glass": table}} if measured else {},
+    )
+    monkeypatch.setattr(diagnosis, "load_statistics", lambda config, fingerprint: (statistics, Path("tiny")))
+    finding = by_subject(diagnose())[f"auto sparsity {DEFAULT_MODEL}"]
+    if measured:
+        assert (finding.status, finding.detail[:28]) == (Status.OK, "15% of the FFN skipped, a_gl")
+        assert "expected KL 0.0200, bound 0.02 nats" in finding.detail
+    else:
+        assert finding.status is Status.WARN
+        assert "no expected KL" in finding.detail
 
 
 def test_doctor_shows_the_costs_of_the_ffn_and_measures_them_on_demand(home: Path) -> None:

@@ -1,19 +1,26 @@
 """`glass_sparsity: "auto"`: what it resolves to, what it refuses, and what the report says."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from glass_core.api import EngineInfo
 from glass_core.expected_kl import REFINED, ExpectedKl
+from glass_core.offline.automatic_default import automatic_default
+from glass_core.sparsity.budget import uniform_profile
+from glass_core.sparsity.global_stats import GlobalStatistics
+from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.text import TextProcessor
 from server.__main__ import default_problem
 from server.app import create_app
 from server.config import Settings
+from tests.core.sparsity_samples import NUM_LAYERS, NUM_NEURONS, make_selector, make_statistics, random_scores
 from tests.fakes_engine import FAKE_INFO, FakeEngineClient
-from tests.server.wire import CHAT, HELLO
+from tests.server.wire import CHAT, HELLO, sample
 
 STATIC = ExpectedKl((0.1, 0.5), (0.1, 0.9), (0.05, 0.8), (0.2, 1.0))
 TOKENS = ExpectedKl((0.2, 0.4), (0.015, 0.115), (0.01, 0.1), (0.02, 0.13))
@@ -116,6 +123,82 @@ async def test_without_a_table_the_default_is_dense(text: TextProcessor, engine:
     response = await post(text, engine, {}, FAKE_INFO)
     report = response.json()["glass"]
     assert (report["sparsity"], report["max_kl"], report["expected_kl"]) == (0.0, 0.02, 0.0)
+
+
+async def test_metrics_tell_what_auto_chose_and_what_is_expected(text: TextProcessor, engine: FakeEngineClient) -> None:
+    engine.info = MEASURED
+    transport = httpx.ASGITransport(create_app(Settings(model="tiny"), engine, text))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        for fields in ({}, {"glass_max_kl": 0.05}, {"glass_sparsity": 0.3}, {"glass_sparsity": 0.3, "lambda": 0.5}):
+            assert (await client.post(CHAT, json={**HELLO, **fields})).status_code == 200
+        metrics = (await client.get("/metrics")).text
+    sparse = {"model_name": "tiny", "method": "a_glass"}
+    assert sample(metrics, "glass_auto_sparsity_count", **sparse) == 2
+    assert sample(metrics, "glass_auto_sparsity_sum", **sparse) == pytest.approx(0.21 + 0.27)
+    assert sample(metrics, "glass_expected_kl_count", **sparse) == 3
+    expected = sum(filter(None, map(TOKENS.at, (0.21, 0.27, 0.3))))
+    assert sample(metrics, "glass_expected_kl_sum", **sparse) == pytest.approx(expected)
+    assert sample(metrics, "glass_effective_sparsity_count", **sparse) == 4
+
+
+async def test_auto_that_allows_nothing_counts_as_dense(text: TextProcessor, engine: FakeEngineClient) -> None:
+    engine.info = MEASURED
+    transport = httpx.ASGITransport(create_app(Settings(model="tiny"), engine, text))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        await client.post(CHAT, json={**HELLO, "glass_max_kl": 0.001})
+        metrics = (await client.get("/metrics")).text
+    assert sample(metrics, "glass_auto_sparsity_sum", method="dense") == 0
+    assert sample(metrics, "glass_auto_sparsity_count", method="dense") == 1
+    assert sample(metrics, "glass_expected_kl_bucket", method="dense", le="0.001") == 1
+
+
+@pytest.mark.parametrize("refinable", [True, False])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+async def test_the_doctor_tells_what_the_server_does_by_default(
+    text: TextProcessor, engine: FakeEngineClient, refinable: bool, scale: float
+) -> None:
+    statistics = measured_statistics(scale, refinable=refinable)
+    selector = make_selector(statistics)
+    info = replace(
+        FAKE_INFO,
+        default_profile=selector.default_profile,
+        refinement=selector.refinable,
+        expected_kl=selector.expected_kl,
+    )
+    report = (await post(text, engine, {}, info)).json()["glass"]
+    spec = SimpleNamespace(num_layers=NUM_LAYERS, intermediate_size=NUM_NEURONS)
+    default = automatic_default(spec, statistics)  # type: ignore[arg-type]
+    assert default is not None
+    assert (default.sparsity, default.max_kl) == (report["sparsity_requested"], report["max_kl"])
+    assert default.expected_kl == pytest.approx(report["expected_kl"])
+    assert (default.method == REFINED) is refinable
+    assert default.profile == report["profile"]
+    assert ("dense" if default.sparsity == 0 else f"{default.sparsity:.0%}") in default.describe()
+
+
+def test_the_doctor_knows_of_no_default_without_a_table() -> None:
+    spec = SimpleNamespace(num_layers=NUM_LAYERS, intermediate_size=NUM_NEURONS)
+    assert automatic_default(spec, make_statistics()) is None  # type: ignore[arg-type]
+
+
+def measured_statistics(scale: float, *, refinable: bool) -> GlobalStatistics:
+    """An artifact whose expected KL is `scale` times that of the tables above."""
+    scores, points = random_scores(3), np.ones((1, NUM_LAYERS), np.float32)
+    thresholds = RefinementTable(np.array([0.6], np.float32), points, points)
+    tables = {name: scaled(table, scale) for name, table in ((REFINED, TOKENS), ("a_glass", STATIC))}
+    return make_statistics(
+        without=("sensitivity",),
+        gate_rms=scores,
+        down_norm=scores,
+        profiles={"uniform": uniform_profile(NUM_LAYERS)},
+        refinement={"uniform": thresholds} if refinable else {},
+        expected_kl={"uniform": tables if refinable else {"a_glass": tables["a_glass"]}},
+    )
+
+
+def scaled(table: ExpectedKl, scale: float) -> ExpectedKl:
+    kl, low, high = (tuple(scale * value for value in values) for values in (table.kl, table.low, table.high))
+    return ExpectedKl(table.sparsities, kl, low, high)
 
 
 def test_the_operator_hears_of_a_default_without_a_table() -> None:
