@@ -28,7 +28,7 @@ from tests.tiny_models import save_tiny_model
 
 ROW_KEYS = [
     "runner", "dtype", "method", "sparsity", "lambda", "profile", "refine", "ppl", "ppl_interval", "kl", "kl_interval",
-    "agreement", "agreement_interval", "ffn_reads", "num_tokens",
+    "agreement", "agreement_interval", "ffn_reads", "num_tokens", "answers",
 ]  # fmt: skip
 ANSWER = Answer(prompt=(1, 20, 30, 40, 50), token_ids=(60, 70, 80, 90, 100, 110))
 

@@ -30,8 +30,9 @@ class Bootstrap:
         shares = np.full(num_answers, 1.0 / num_answers)
         return cls(np.random.default_rng(seed).multinomial(num_answers, shares, size=NUM_RESAMPLES), seed)
 
-    def interval(self, sums: Sequence[float], num_tokens: Sequence[int]) -> Interval | None:
-        """Of sum(sums) / sum(num_tokens), both per answer. None where fewer than two answers have tokens: no spread.
+    def interval(self, sums: Sequence[float], num_tokens: Sequence[float]) -> Interval | None:
+        """Of sum(sums) / sum(num_tokens), both per answer, or of any other ratio of sums. None where fewer than two
+        answers have tokens: no spread.
 
         Draws that hold no token at all, possible where some answers have none, say nothing and are left out.
         """

@@ -101,11 +101,7 @@ class LongformRun:
         with ExitStack() as stack:
             subjects = [reference, *self.native_subjects(stack, answers)]
             scores = _empty_scores(subjects, wanted)
-            nll = [
-                value
-                for chunk in chunks(self.in_progress(answers), wanted)
-                for value in self._score(chunk, subjects, scores)
-            ]
+            nll = self._score_all(answers, subjects, scores)
         bootstrap = Bootstrap.over(len(answers), self.seed)
         num_tokens = [len(answer.token_ids) - 1 for answer in answers]
         return {
@@ -170,6 +166,18 @@ class LongformRun:
             for answer in answers:
                 yield answer
                 advance()
+
+    def _score_all(
+        self, answers: Sequence[Answer], subjects: Sequence[Subject], columns: Sequence[Column]
+    ) -> list[float]:
+        """As `_score`, in as many parts as memory asks for."""
+        nll: list[float] = []
+        with self.progress.task("scoring answers", len(answers)) as advance:
+            for chunk in chunks(answers, [condition.params for condition in columns[0]]):
+                nll += self._score(chunk, subjects, columns)
+                for _ in chunk:
+                    advance()
+        return nll
 
     def _score(self, answers: Sequence[Answer], subjects: Sequence[Subject], columns: Sequence[Column]) -> list[float]:
         """Add these answers' scores to every condition of every subject; the dense model's own summed nll of each."""

@@ -104,6 +104,15 @@ class ConditionScore:
             **self._from_twin(bootstrap),
             "ffn_reads": sum(s.ffn_reads * s.num_tokens for s in self.answers) / sum(self.num_tokens),
             "num_tokens": sum(self.num_tokens),
+            "answers": self._sums(),
+        }
+
+    def _sums(self) -> dict[str, Any]:
+        """Per answer, in nats: what conditions are compared by, answer by answer."""
+        return {
+            "num_tokens": self.num_tokens,
+            "nll": [score.nll for score in self.answers],
+            "kl": self._kl(),
         }
 
     @property
