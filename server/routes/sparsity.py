@@ -38,14 +38,11 @@ class SparsityChoice:
                 f"glass_max_kl is a bound for glass_sparsity 'auto', but glass_sparsity is {wanted}; leave one out",
                 param="glass_max_kl",
             )
-        params = replace(params, sparsity=wanted)
-        params = replace(params, refine=self._refine(params, params.sparsity))
-        expected = self._expected(params)
-        return replace(params, expected_kl=_expected_kl(params, expected))
+        params = replace(params, sparsity=wanted, refine=self._refine(params, wanted))
+        return replace(params, expected_kl=_expected_kl(params, self._expected(params)))
 
     def _automatic(self, params: SparsityParams, *, is_asked: bool) -> SparsityParams:
-        max_kl = _first(self.body.glass_max_kl, self.settings.default_max_kl)
-        assert max_kl is not None
+        max_kl = self.settings.default_max_kl if self.body.glass_max_kl is None else self.body.glass_max_kl
         refine = self._refine(params, None)
         expected = self._expected(replace(params, refine=refine))
         if expected is None and is_asked and params.method != DENSE_METHOD:
@@ -62,7 +59,7 @@ class SparsityChoice:
         body, settings = self.body, self.settings
         return SparsityParams(
             lambda_=_first(body.lambda_, self.headers.lambda_, settings.default_lambda),
-            method=_first(body.glass_method, settings.default_method) or settings.default_method,
+            method=settings.default_method if body.glass_method is None else body.glass_method,
             profile=_first(body.glass_profile, settings.default_profile) or self.info.default_profile,
             seed=seed,
         )

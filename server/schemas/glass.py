@@ -1,4 +1,4 @@
-"""Our extension of OpenAI's API: seven flat request fields, three headers, one report."""
+"""Our extension of OpenAI's API: six flat request fields, three headers, one report."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
