@@ -1,6 +1,7 @@
 """Refiner: refined plans of one loaded model, from the artifact's scores and thresholds."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.refinement import Refinement
 from glass_core.sparsity.refinement_table import RefinementTable
 
+NUM_REMEMBERED_REFINEMENTS = 64
 _HOW_TO_MEASURE = "`glass calibrate MODEL` measures it"
 
 
@@ -35,6 +37,8 @@ class Refiner:
         everything = np.arange(intermediate_size, dtype=np.int32)
         everything.setflags(write=False)
         self._pool = (everything,) * num_layers
+        # a server's requests are mostly alike, and a plan stands between a prompt and its first sparse token
+        self._refinements = lru_cache(maxsize=NUM_REMEMBERED_REFINEMENTS)(self._refinement)
 
     @property
     def max_sparsities(self) -> dict[str, float]:
@@ -56,7 +60,6 @@ class Refiner:
     def plan(self, params: SparsityParams) -> SparsityPlan:
         """The refined plan that reads 1 - sparsity of the FFN on average. Raises as `check`."""
         self.check(params)
-        up_thresholds, down_thresholds = self._tables[params.profile].thresholds(params.sparsity)
         return SparsityPlan(
             method=params.method,
             profile=params.profile,
@@ -64,10 +67,12 @@ class Refiner:
             sparsity_requested=params.sparsity,
             intermediate_size=self.budgets[0],
             neurons=self._pool,
-            refinement=Refinement(
-                self._up_weights, self._down_norms, up_thresholds, down_thresholds, reads=params.density
-            ),
+            refinement=self._refinements(params.profile, params.sparsity),
         )
+
+    def _refinement(self, profile: str, sparsity: float) -> Refinement:
+        up_thresholds, down_thresholds = self._tables[profile].thresholds(sparsity)
+        return Refinement(self._up_weights, self._down_norms, up_thresholds, down_thresholds, reads=1.0 - sparsity)
 
 
 def _problem(statistics: GlobalStatistics | None, runner_refines: bool) -> str | None:

@@ -55,6 +55,10 @@ def test_plans_share_their_arrays() -> None:
     assert first.refinement.up_weights is second.refinement.up_weights
     assert first.refinement.down_norms is second.refinement.down_norms
     assert first.neurons is second.neurons
+    again = selector.select(SparsityParams(sparsity=0.2, refine=True), None)
+    assert again is not None
+    assert again is not first
+    assert again.refinement is first.refinement
 
 
 def test_refined_plans_need_no_prompt_and_no_method_of_their_own() -> None:

@@ -12,11 +12,12 @@ from glass_core.sparsity.plan import SparsityPlan
 
 @dataclass(frozen=True, slots=True)
 class RegisteredPlan:
-    """A plan the extension knows under `key`. `work` (per token, unrefined) is counted once: every step needs it."""
+    """A plan the extension knows under `key`. `work`, per token, is counted once, because every step needs it; None of
+    a refined plan, whose work differs from token to token."""
 
     plan: SparsityPlan
     key: int
-    work: FfnWork
+    work: FfnWork | None
 
 
 class PlanKeys:
@@ -55,6 +56,6 @@ class PlanKeys:
             self._model.add_plan(key, plan.neurons, plan.refinement)
         except ValueError as error:
             raise EngineFailureError(f"sequence {sequence_id!r}: {error}") from error
-        registered = RegisteredPlan(plan, key, plan_work(self._header, plan))
+        registered = RegisteredPlan(plan, key, plan_work(self._header, plan) if plan.refinement is None else None)
         self._registered[sequence_id] = registered
         return registered

@@ -225,6 +225,7 @@ class NativeRunner:
         """Of a row whose tokens all take the same."""
         plan = row.plan
         work = self._dense_work if plan is None else self._plans.find(row.sequence_id, plan).work
+        assert work is not None  # the row is not refined
         return FfnWork(len(row.token_ids) * work.num_vectors, work.num_bytes)
 
     def _ffn_reads(self, row: StepRow, work: FfnWork) -> float:
