@@ -5,16 +5,16 @@ whose rules llama.cpp has in code. The rules below are those of the models' own 
 refused: a wrong cut gives text that looks right and scores worse.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
-from glass_core.checkpoint.gguf_sentencepiece import build_sentencepiece, space_runs
+from glass_core.checkpoint.gguf_sentencepiece import USER_DEFINED_TYPE, build_sentencepiece, space_runs
 from glass_core.errors import CheckpointError, UnsupportedModelError
 
-CONTROL_TYPE, USER_DEFINED_TYPE = 3, 4
+CONTROL_TYPE = 3
 ADVICE = "put the model's tokenizer.json beside the .gguf file: it is used when present"
 _GPT4_STYLE_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -75,7 +75,7 @@ def build_tokenizer(metadata: Mapping[str, Any], path: Path) -> Tokenizer:
         tokenizer, adds_bos = build_sentencepiece(metadata, tokens, types, path), True
     else:
         tokenizer, adds_bos = _build_byte_level(metadata, tokens, path), metadata["tokenizer.ggml.pre"] in _ADDS_BOS
-    _add_special_tokens(tokenizer, tokens, types, merged=space_runs(tokens, types) if kind == "llama" else ())
+    _add_special_tokens(tokenizer, tokens, types, merged=set(space_runs(tokens, types)) if kind == "llama" else set())
     _wrap_prompts(tokenizer, metadata, adds_bos, path)
     return tokenizer
 
@@ -118,12 +118,13 @@ def _bpe(tokens: list[str], merges: list[str], ignore_merges: bool, path: Path) 
         raise CheckpointError(f"{path}: tokenizer.ggml.merges do not fit the tokens ({error})") from error
 
 
-def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int], *, merged: Sequence[str]) -> None:
+def _add_special_tokens(tokenizer: Tokenizer, tokens: list[str], types: list[int], *, merged: Set[str]) -> None:
     """Control tokens become special (hidden when decoding), user-defined ones only unsplittable, but for those that
     are `merged`. All in two calls: each call builds the matcher of all anew."""
-    of_type = {kind: [token for token, its in zip(tokens, types, strict=True) if its == kind] for kind in (3, 4)}
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in of_type[CONTROL_TYPE]])
-    kept = [token for token in of_type[USER_DEFINED_TYPE] if token not in set(merged)]
+    typed = list(zip(tokens, types, strict=True))
+    special = [token for token, kind in typed if kind == CONTROL_TYPE]
+    kept = [token for token, kind in typed if kind == USER_DEFINED_TYPE and token not in merged]
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token in kept])
 
 
