@@ -285,7 +285,7 @@ def _check_results(rows: tuple[StepRow, ...], results: tuple[RowResult, ...]) ->
             raise RuntimeError("the runner returned no statistics of the prompt so far for a row that asked for them")
         if tuple(snapshot.num_tokens for snapshot in result.snapshots) != row.snapshot_ends:
             raise RuntimeError("the runner returned other snapshots of the statistics than those asked for")
-        if (result.ffn_reads is not None) != (row.plan is not None and row.plan.refinement is not None):
+        if (result.ffn_reads is not None) != row.is_refined:
             raise RuntimeError("the runner told no reads of a refined row, or told those of another one")
 
 

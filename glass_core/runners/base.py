@@ -70,6 +70,11 @@ class StepRow:
     snapshot_ends: tuple[int, ...] = ()
     refine_scales: tuple[float, ...] = ()
 
+    @property
+    def is_refined(self) -> bool:
+        """Whether its tokens choose for themselves among the neurons of its plan."""
+        return self.plan is not None and self.plan.refinement is not None
+
 
 @dataclass(frozen=True, slots=True)
 class StepBatch:

@@ -74,17 +74,12 @@ def _refinement_problem(refinement: Refinement | None, spec: ModelSpec) -> str |
     return f"the plan's refinement has shape {refinement.up_weights.shape}, the model {shape}"
 
 
-def is_refined(row: StepRow) -> bool:
-    """Whether the row's tokens choose for themselves among the neurons of its plan."""
-    return row.plan is not None and row.plan.refinement is not None
-
-
 def scales_problem(row: StepRow) -> str | None:
     """What is wrong with the factors on a refined row's thresholds."""
     scales = row.refine_scales
     if not scales:
         return None
-    if not is_refined(row):
+    if not row.is_refined:
         return "refine_scales without a refined plan"
     if len(scales) != len(row.token_ids):
         return f"{len(scales)} refine_scales for {len(row.token_ids)} tokens"

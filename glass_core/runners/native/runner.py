@@ -18,7 +18,6 @@ from glass_core.runners.base import RowResult, StepBatch, StepResult, StepRow
 from glass_core.runners.checks import (
     block_problem,
     check_rows,
-    is_refined,
     scales_problem,
     statistics_problem,
     token_problem,
@@ -156,7 +155,7 @@ class NativeRunner:
         )
         return StepResult(
             tuple(
-                replace(result, ffn_reads=self._ffn_reads(row, work)) if is_refined(row) else result
+                replace(result, ffn_reads=self._ffn_reads(row, work)) if row.is_refined else result
                 for row, result, work in zip(rows, results, planned, strict=True)
             )
         )
@@ -219,7 +218,7 @@ class NativeRunner:
     def _planned(self, rows: Sequence[StepRow], cascades: Sequence[FfnCounts]) -> list[FfnWork]:
         """What each row takes alone. `cascades` are those of the refined rows, in order."""
         counted = iter(cascades)
-        return [FfnWork(*next(counted)) if is_refined(row) else self._planned_alike(row) for row in rows]
+        return [FfnWork(*next(counted)) if row.is_refined else self._planned_alike(row) for row in rows]
 
     def _planned_alike(self, row: StepRow) -> FfnWork:
         """Of a row whose tokens all take the same."""
