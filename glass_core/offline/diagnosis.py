@@ -17,12 +17,11 @@ from glass_core.engine.runner_choice import NATIVE, PREFERENCE
 from glass_core.errors import GlassError
 from glass_core.offline.automatic_default import automatic_default
 from glass_core.offline.ffn_cost_report import describe, known_costs
-from glass_core.offline.provenance import num_cores
 from glass_core.runners.native.checkpoint_image import available_formats, open_image
 from glass_core.runners.native.extension import ISA_VARIABLE, load_extension, requested_isa, why_missing
 from glass_core.runners.native.huge_pages import huge_page_bytes
 from glass_core.runners.native.image import ImageHeader, verify_payload
-from glass_core.runners.native.processor import cpu_info, cpu_model
+from glass_core.runners.native.processor import cpu_info, cpu_model, num_cores
 
 MIN_PYTHON = (3, 11)
 # instruction sets that decide how fast a runner can be

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from glass_core.checkpoint.prepared import open_prepared
 from glass_core.config import PREPARED_MANIFEST, CacheConfig, models_directory
 from glass_core.errors import GlassError
-from glass_core.offline.provenance import num_cores
 from glass_core.runners.native.checkpoint_image import available_formats, open_image
 from glass_core.runners.native.extension import load_extension, requested_isa, why_missing
 from glass_core.runners.native.ffn_costs import FfnCosts, costs_key, read_costs
 from glass_core.runners.native.huge_pages import read_in_huge_pages
 from glass_core.runners.native.image import ImageHeader
+from glass_core.runners.native.processor import num_cores
 from glass_core.runners.native.runner import NativeRunner
 
 _KV_BYTES = 64 << 20  # a runner needs some; nothing is decoded

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from glass_core import __version__
-from glass_core.runners.native.processor import cpu_model
+from glass_core.runners.native.processor import cpu_model, num_cores
 
 _MEASURING_PACKAGES = ("torch", "numpy")
 
@@ -55,8 +55,3 @@ def memory_bytes() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return 0
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

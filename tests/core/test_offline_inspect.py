@@ -18,6 +18,7 @@ from glass_core.offline.diagnosis import Finding, Status, diagnose, has_failed
 from glass_core.offline.inspection.spectra import bar, overlap, spectra, top_share
 from glass_core.offline.provenance import machine, versions
 from glass_core.runners.native.checkpoint_image import available_formats
+from glass_core.runners.native.processor import num_cores
 from glass_core.sparsity.budget import uniform_profile
 from glass_core.sparsity.global_stats import GlobalStatistics
 from tests.core.sparsity_samples import make_manifest
@@ -168,6 +169,12 @@ def test_doctor_names_missing_packages_and_runners(home: Path, monkeypatch: pyte
     for name in ("native", "torch_runner"):
         expected = Finding(f"runner {name}", Status.FAIL, f"unavailable: no glass_core.runners.{name}")
         assert findings[f"runner {name}"] == expected
+
+
+def test_cores_are_counted_where_processes_have_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    assert num_cores() == 7
 
 
 def test_provenance_names_machine_and_versions() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from glass_core.offline.provenance import num_cores
+from glass_core.runners.native.processor import num_cores
 
 CACHED_BYTES = 32 << 20
 UNCACHED_BYTES = 512 << 20

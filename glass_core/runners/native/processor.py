@@ -1,5 +1,6 @@
 """The processor this process runs on, as the kernel describes it."""
 
+import os
 import platform
 from pathlib import Path
 
@@ -7,6 +8,11 @@ from pathlib import Path
 def cpu_model() -> str:
     """The processor's name as the kernel gives it, else the architecture."""
     return cpu_info().get("model name") or platform.processor() or platform.machine()
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_info() -> dict[str, str]:

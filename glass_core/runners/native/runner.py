@@ -1,6 +1,5 @@
 """NativeRunner: the Runner protocol on the extension module. It turns rows into arrays and calls once."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
@@ -30,6 +29,7 @@ from glass_core.runners.native.ffn_work import FfnWork, dense_work
 from glass_core.runners.native.huge_pages import read_in_huge_pages
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.plan_keys import PlanKeys
+from glass_core.runners.native.processor import num_cores
 from glass_core.runners.native.rope import RopeFrequencies
 from glass_core.runners.native.sample_requests import DRAW_PROBLEMS, SampleRequests
 from glass_core.runners.native.statistics import RowStatistics
@@ -80,7 +80,7 @@ class NativeRunner:
         self._header = header
         self._cache = cache
         self.num_kv_blocks = _num_blocks(header.spec, cache)
-        threads = len(os.sched_getaffinity(0)) if num_threads is None else num_threads
+        threads = num_cores() if num_threads is None else num_threads
         chosen = requested_isa() if isa is None else isa
         self._model: NativeModel | None = _open_model(
             header, (threads, self.num_kv_blocks, cache.block_size, cache.kv_cache_dtype), chosen

@@ -49,7 +49,7 @@ def check_arguments(args: argparse.Namespace) -> None:
 def llama_peers(args: argparse.Namespace) -> list["LlamaBench"]:
     """One per GGUF file. A random model brings its own."""
     from glass_core.offline.bench.llama_cpp import LlamaBench
-    from glass_core.offline.provenance import num_cores
+    from glass_core.runners.native.processor import num_cores
 
     if args.llama_bench is None:
         return []
@@ -76,7 +76,7 @@ def child_peers(
         return
     from glass_core.offline.bench.peers.bf16_folder import write_bf16_folder
     from glass_core.offline.bench.peers.process import ChildPeer, PeerCommand
-    from glass_core.offline.provenance import num_cores
+    from glass_core.runners.native.processor import num_cores
 
     threads = args.threads or num_cores()
     tokens = max(settings.max_sequence_tokens, _TOKENS_PER_WORD * serving.prompt_words + serving.num_tokens)
@@ -99,7 +99,7 @@ def stream_rows(
     from glass_core.offline.bench.disturbance import QuietRepeats
     from glass_core.offline.commands.bench.serving import server_flags
     from glass_core.offline.progress import ConsoleProgress
-    from glass_core.offline.provenance import num_cores
+    from glass_core.runners.native.processor import num_cores
     from glass_core.text import load_text_processor
 
     model = engine_config(args).model_path

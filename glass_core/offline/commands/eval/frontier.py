@@ -104,7 +104,7 @@ def _measure(
 def _peers(args: argparse.Namespace) -> "tuple[list[LlamaBench], Path | None]":
     """The rivals and the server that scores them. Raises ConfigurationError for what is not there."""
     from glass_core.offline.bench.llama_cpp import LlamaBench
-    from glass_core.offline.provenance import num_cores
+    from glass_core.runners.native.processor import num_cores
 
     if not args.gguf:
         return [], None
