@@ -30,6 +30,30 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
     if (broken == "accumulate_down" && down.format == Format::q8) y[down.hidden_padded - 1] += 1.0f;
 }
 
+// "far": the last value of the last of many queries; "near": exponentials a thousandth off; "int8": one format's scales.
+void attend_span(const KeySpan& span, const float* q, const KeyRange* ranges, int32_t num_queries, float* out,
+                 SoftmaxState* states) {
+    kPortableKernels.attend_span(span, q, ranges, num_queries, out, states);
+    const int32_t last = num_queries - 1;
+    if (broken == "attend_span far" && num_queries > 6) out[last * span.padded_dim + span.head_dim - 1] += 1.0f;
+    if (broken == "attend_span near" && states[0].sum != __builtin_rintf(states[0].sum)) states[0].sum *= 1.001f;
+    if (broken == "attend_span int8" && span.format == KvFormat::int8) out[0] *= 2.0f;
+}
+
+void drop_below(const float* values, const float* weights, const int32_t* index, float threshold, int32_t n,
+                uint32_t* bits) {
+    kPortableKernels.drop_below(values, weights, index, threshold, n, bits);
+    if (broken == "drop_below") bits[(n - 1) / 32] ^= 1u << ((n - 1) % 32);
+}
+
+void clear_unmarked(const uint32_t* bits, int32_t n, float* values) {
+    kPortableKernels.clear_unmarked(bits, broken == "clear_unmarked" ? n - 16 : n, values);
+}
+
+int32_t gather_marked(const uint32_t* bits, int32_t n, const void* from, void* to) {
+    return kPortableKernels.gather_marked(bits, broken == "gather_marked" ? n - 16 : n, from, to);
+}
+
 }  // namespace
 
 const char* avx2_problem() { return nullptr; }
@@ -37,10 +61,10 @@ const Kernels kAvx2Kernels = {"avx2",
                               quantize,
                               dot_rows,
                               accumulate_down,
-                              kPortableKernels.attend_span,
-                              kPortableKernels.drop_below,
-                              kPortableKernels.clear_unmarked,
-                              kPortableKernels.gather_marked};
+                              attend_span,
+                              drop_below,
+                              clear_unmarked,
+                              gather_marked};
 
 }  // namespace glass
 

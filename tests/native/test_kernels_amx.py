@@ -42,7 +42,10 @@ def test_kernels_that_fail_their_check_are_not_chosen(tmp_path: Path) -> None:
     }
     program = str(build_program(str(COMPILER), sources, tmp_path))
     assert run_program(program, "nothing") == ["avx2||0", "portable||0", "avx2", "avx2"]
-    for function in ("quantize", "dot_rows", "accumulate_down"):
+    attention = [f"attend_span {error}" for error in ("far", "near", "int8")]
+    choosing = ("drop_below", "clear_unmarked", "gather_marked")
+    for error in ("quantize", "dot_rows", "accumulate_down", *attention, *choosing):
+        function = error.split()[0]
         problem = f"its kernels failed their check: {function} computes wrong results"
         refusal = f"instruction set 'avx2' cannot be used; available: portable; not available: avx2 ({problem})"
-        assert run_program(program, function) == [f"avx2|{problem}|1", "portable||0", "portable", refusal]
+        assert run_program(program, error) == [f"avx2|{problem}|1", "portable||0", "portable", refusal]

@@ -1,5 +1,6 @@
 #include "check_kernels.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -126,6 +127,160 @@ bool downs_are_equal(const Kernels& kernels, Format format) {
     return true;
 }
 
+// 6 groups of keys and a rest; dimensions beyond a whole number of vectors and of scales; as many queries as share
+// registers, and one more.
+constexpr int32_t kKeys = 6 * kKeyLanes + 5, kHeadDim = 84, kPaddedDim = 96, kQueries = 7;
+constexpr int32_t kKeyGroups = kKeys / kKeyLanes + 1, kKvScales = kHeadDim / kKvScaleDims + 1;
+
+// Cached keys and values, whole numbers that both formats hold. The score of a key with `query`, a row of +-1, is one of
+// 0 … -8, half of them 0: every other dimension makes up for the one before.
+struct Cached {
+    std::vector<float> query;
+    std::vector<uint8_t> keys, values;
+    std::vector<float> key_scales, value_scales;
+    KeySpan span;
+
+    explicit Cached(KvFormat format) : query(kPaddedDim) {
+        Numbers numbers;
+        const size_t width = format == KvFormat::int8 ? 1 : 2;
+        keys.resize(width * kKeyGroups * kKeyLanes * kHeadDim);
+        values.resize(width * kKeyGroups * kKeyLanes * kPaddedDim);
+        key_scales.resize(kKeyGroups * kKeyLanes * kKvScales);
+        value_scales.resize(key_scales.size());
+        for (int32_t d = 0; d < kHeadDim; ++d) query[static_cast<size_t>(d)] = numbers.below(2) == 0 ? 1.0f : -1.0f;
+        for (float& scale : key_scales) scale = 1.0f;  // of the last dimensions; those of the first follow
+        for (float& scale : value_scales) scale = numbers.below(2) == 0 ? 0.5f : 2.0f;
+        describe(format, width);
+        for (int32_t j = 0; j < kKeys; ++j) fill(numbers, j);
+    }
+
+private:
+    void describe(KvFormat format, size_t width) {
+        span = {format, kHeadDim, kPaddedDim, kKeys, kKeyLanes, kPaddedDim, kKeyLanes, {}};
+        for (size_t g = 0; g < kKeyGroups; ++g) {
+            const size_t scales = g * kKeyLanes * kKvScales;
+            span.groups[g] = {&keys[width * g * kKeyLanes * kHeadDim], &values[width * g * kKeyLanes * kPaddedDim],
+                              &key_scales[scales], &value_scales[scales]};
+        }
+    }
+
+    void fill(Numbers& numbers, int32_t j) {
+        const int32_t group = j / kKeyLanes, lane = j % kKeyLanes;
+        float scale = 1.0f;
+        if (span.format == KvFormat::int8) {
+            scale = numbers.below(2) == 0 ? 0.5f : 2.0f;
+            key_scales[static_cast<size_t>(group * kKeyLanes * kKvScales + lane)] = scale;
+        }
+        const int32_t drawn = numbers.below(16) - 8, target = drawn < 0 ? drawn : 0;
+        float score = 0.0f;
+        for (int32_t d = 0; d < kHeadDim; ++d) {
+            const float by = query[static_cast<size_t>(d)] * (d < kKvScaleDims ? scale : 1.0f);
+            const float code = d % 2 == 0 ? static_cast<float>(2 * numbers.within(30))
+                                          : ((d + 1 == kHeadDim ? static_cast<float>(target) : 0.0f) - score) / by;
+            score += code * by;
+            put_code(keys, (group * kHeadDim + d) * kKeyLanes + lane, code);
+            put_code(values, j * kPaddedDim + d, static_cast<float>(numbers.within(100)));
+        }
+    }
+
+    void put_code(std::vector<uint8_t>& codes, int32_t at, float value) const {
+        const auto i = static_cast<size_t>(at);
+        if (span.format == KvFormat::int8) {
+            codes[i] = static_cast<uint8_t>(static_cast<int8_t>(value));
+        } else {  // exact: up to 8 bits
+            uint32_t bits;
+            __builtin_memcpy(&bits, &value, sizeof bits);
+            put(static_cast<uint16_t>(bits >> 16), codes.data() + 2 * i);
+        }
+    }
+};
+
+struct Attended {
+    std::vector<float> out, largest, sums;
+
+    // Queries that are the cached one times `scale`, times 1, 2 or 3.
+    Attended(const Kernels& kernels, const Cached& cached, float scale, int32_t num_queries)
+        : out(static_cast<size_t>(num_queries * kPaddedDim)) {
+        constexpr KeyRange kSeen[kQueries] = {{0, kKeys - 1}, {-9, 40}, {17, 300}, {5, 4}, {33, 33}, {1, 95}, {-1, 99}};
+        std::vector<float> q(out.size());
+        for (size_t i = 0; i < q.size(); ++i) {
+            q[i] = cached.query[i % kPaddedDim] * scale * static_cast<float>(1 + i / kPaddedDim % 3);
+        }
+        std::vector<SoftmaxState> states(static_cast<size_t>(num_queries));
+        kernels.attend_span(cached.span, q.data(), kSeen, num_queries, out.data(), states.data());
+        for (size_t i = 0; i < states.size(); ++i) {
+            largest.push_back(states[i].largest);
+            sums.push_back(states[i].sum);
+            for (size_t d = kHeadDim; d < kPaddedDim; ++d) out[i * kPaddedDim + d] = 0.0f;  // nobody reads them
+        }
+    }
+};
+
+// Of as many queries as `actual` has.
+bool is_equal(const std::vector<float>& actual, const std::vector<float>& expected) {
+    return std::equal(actual.begin(), actual.end(), expected.begin());
+}
+
+bool is_close(const Attended& actual, const Attended& expected) {
+    constexpr float kError = 1e-5f, kLargestValue = 200.0f;
+    for (size_t i = 0; i < actual.out.size(); ++i) {
+        const float sum = expected.sums[i / kPaddedDim];
+        const float sum_error = __builtin_fabsf(actual.sums[i / kPaddedDim] - sum);
+        const float error = __builtin_fabsf(actual.out[i] - expected.out[i]);
+        // false for what is not a number
+        if (!(sum_error <= kError * sum && error <= kError * kLargestValue * sum)) return false;
+    }
+    return true;
+}
+
+bool attends_alike(const Kernels& kernels, KvFormat format) {
+    constexpr float kFar = 256.0f, kNear = 0.375f;
+    const Cached cached(format);
+    const Attended exact(kPortableKernels, cached, kFar, kQueries), expected(kPortableKernels, cached, kNear, kQueries);
+    for (int32_t count = 1; count <= kQueries; ++count) {
+        const Attended far(kernels, cached, kFar, count), near(kernels, cached, kNear, count);
+        if (!is_equal(far.out, exact.out) || !is_equal(far.largest, exact.largest)) return false;
+        if (!is_equal(far.sums, exact.sums) || !is_equal(near.largest, expected.largest)) return false;
+        if (!is_close(near, expected)) return false;
+    }
+    return true;
+}
+
+// What the choice of neurons leaves: the marks, the values cleared without one, the marked ones gathered.
+struct Chosen {
+    std::vector<uint32_t> bits, gathered;
+    std::vector<float> cleared;
+    int32_t count;
+
+    Chosen(const Kernels& drops, const Kernels& clears, const Kernels& gathers) {
+        constexpr int32_t kNumbers = 2 * kGroup + 21;
+        Numbers numbers;
+        std::vector<float> weights(kNumbers);
+        std::vector<int32_t> index;
+        for (float& weight : weights) weight = static_cast<float>(numbers.below(4));
+        for (int32_t i = 0; i < kNumbers; ++i) {
+            if (i < kGroup || i % 5 != 3) index.push_back(i);
+        }
+        const auto n = static_cast<int32_t>(index.size());
+        cleared = whole_numbers(numbers, 1, n, 60, 50);
+        bits.resize(static_cast<size_t>(n + kGroup - 1) / kGroup, 0xfffbffffu);
+        drops.drop_below(cleared.data(), weights.data(), index.data(), 40.0f, n, bits.data());
+        clears.clear_unmarked(bits.data(), n, cleared.data());
+        gathered.resize(index.size());
+        count = gathers.gather_marked(bits.data(), n, cleared.data(), gathered.data());
+        gathered.resize(static_cast<size_t>(count));
+    }
+};
+
+const char* find_choice_defect(const Kernels& kernels) {
+    const Kernels& portable = kPortableKernels;
+    const Chosen expected(portable, portable, portable), dropped(kernels, portable, portable);
+    if (dropped.bits != expected.bits) return "drop_below";
+    if (Chosen(portable, kernels, portable).cleared != expected.cleared) return "clear_unmarked";
+    const Chosen gathered(portable, portable, kernels);
+    return gathered.gathered != expected.gathered ? "gather_marked" : nullptr;
+}
+
 }  // namespace
 
 const char* find_defect(const Kernels& kernels) {
@@ -134,7 +289,10 @@ const char* find_defect(const Kernels& kernels) {
         if (!dots_are_equal(kernels, format)) return "dot_rows";
         if (!downs_are_equal(kernels, format)) return "accumulate_down";
     }
-    return nullptr;
+    for (const KvFormat format : {KvFormat::bf16, KvFormat::int8}) {
+        if (!attends_alike(kernels, format)) return "attend_span";
+    }
+    return find_choice_defect(kernels);
 }
 
 }  // namespace glass
