@@ -229,3 +229,8 @@ class _Race:
 def title_of(sparsity: float) -> str:
     """A sparsity in the rows' titles."""
     return "dense" if sparsity == 0 else f"sparsity {sparsity:g}"
+
+
+def title_over_http(concurrency: int, sparsity: float) -> str:
+    """So many streams at a time, in the rows' titles."""
+    return f"http, {concurrency} stream{'s' if concurrency > 1 else ''}, {title_of(sparsity)}"

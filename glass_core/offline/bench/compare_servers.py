@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from glass_core.errors import ConfigurationError
-from glass_core.offline.bench.compare import Paired, alternate, title_of
+from glass_core.offline.bench.compare import Paired, alternate, title_over_http
 from glass_core.offline.bench.disturbance import QuietRepeats
 from glass_core.offline.bench.llama_cpp import llama_server_command
 from glass_core.offline.bench.load.generator import ClosedLoop
@@ -20,9 +20,6 @@ from glass_core.offline.bench.load.process import LOOPBACK, ServerProcess, free_
 from glass_core.offline.bench.load.target import Target, target_of
 from glass_core.offline.bench.serving import ServingSettings, run_load, warm_up
 from glass_core.offline.progress import Progress
-
-_MAX_TOKENS_PER_WORD = 2  # room for words the tokenizer splits
-_SPARE_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +106,7 @@ class _HttpRace:
     def pairs(self) -> list[Paired]:
         pairs = []
         for (concurrency, sparsity), rows in self._our_rows.items():
-            title = f"http, {concurrency} stream{'s' if concurrency > 1 else ''}, {title_of(sparsity)}"
+            title = title_over_http(concurrency, sparsity)
             theirs = self._their_rows[concurrency]
             extra = {"sparsity": sparsity}
             pairs.append(Paired(title, self._peer, "tokens/s", _throughputs(rows), _throughputs(theirs), extra))
@@ -217,6 +214,6 @@ def _their_server(pair: ServerPair, settings: ServingSettings, num_slots: int) -
         port,
         num_threads=pair.num_threads,
         num_slots=num_slots,
-        num_tokens=_MAX_TOKENS_PER_WORD * settings.prompt_words + settings.num_tokens + _SPARE_TOKENS,
+        num_tokens=settings.max_sequence_tokens,
     )
     return ServerProcess(command, port, "/health")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from glass_core.offline.bench.compare import Paired, alternate, title_of
+from glass_core.offline.bench.compare import Paired, alternate, title_over_http
 from glass_core.offline.bench.compare_servers import load_seed, measure_load, target_at
 from glass_core.offline.bench.disturbance import QuietRepeats
 from glass_core.offline.bench.load.generator import ClosedLoop
@@ -93,7 +93,7 @@ class StreamRace:
     def _pair(self, peer: StreamPeer, point: _Point) -> Paired:
         concurrency = point.load.concurrency
         theirs = self._theirs[peer.label, concurrency, _followed(peer, point.sparsity)]
-        what = f"http, {concurrency} stream{'s' if concurrency > 1 else ''}, {title_of(point.sparsity)}"
+        what = title_over_http(concurrency, point.sparsity)
         effective = sum(point.effective) / len(point.effective)
         extra = {"sparsity": point.sparsity, "effective_sparsity": effective}
         return Paired(what, f"{peer.label} without HTTP", "tokens/s", point.speeds, theirs, extra)

@@ -15,6 +15,7 @@ from glass_core.offline.bench.session import surroundings
 from glass_core.offline.progress import Progress
 
 WARM_UP_REQUESTS, WARM_UP_TOKENS = 2, 8
+SPARE_TOKENS = 64  # room around what is counted: special tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,11 @@ class ServingSettings:
     def max_concurrency(self) -> int:
         """Requests that may be in flight at once, as far as the loads bound it; 16 for open loops."""
         return max(load.concurrency if isinstance(load, ClosedLoop) else 16 for load in self.loads)
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Tokens of a prompt and its answer at most; the tokenizer may split words in two."""
+        return 2 * self.prompt_words + self.num_tokens + SPARE_TOKENS
 
     def as_json(self) -> dict[str, Any]:
         values = asdict(self)

@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from glass_core.offline.bench.peers.process import ChildPeer
     from glass_core.offline.bench.serving import ServingSettings
 
-_SPARE_TOKENS = 64
-_TOKENS_PER_WORD = 2  # room for words the tokenizer splits
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Each peer is optional; nothing is installed for any."""
@@ -76,15 +73,16 @@ def child_peers(
         return
     from glass_core.offline.bench.peers.bf16_folder import write_bf16_folder
     from glass_core.offline.bench.peers.process import ChildPeer, PeerCommand
+    from glass_core.offline.bench.serving import SPARE_TOKENS
     from glass_core.runners.native.processor import num_cores
 
     threads = args.threads or num_cores()
-    tokens = max(settings.max_sequence_tokens, _TOKENS_PER_WORD * serving.prompt_words + serving.num_tokens)
+    tokens = max(settings.max_sequence_tokens + SPARE_TOKENS, serving.max_sequence_tokens)
     with ExitStack() as stack:
         place = stack.enter_context(tempfile.TemporaryDirectory(prefix="glass-bench-"))
         folder = write_bf16_folder(engine_config(args).model_path, Path(place))
         commands = (
-            PeerCommand(side, python, folder, threads, tokens + _SPARE_TOKENS, serving.max_concurrency)
+            PeerCommand(side, python, folder, threads, tokens, serving.max_concurrency)
             for side, python in pythons.items()
         )
         yield [stack.enter_context(ChildPeer(command)) for command in commands]
