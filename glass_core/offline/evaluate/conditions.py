@@ -1,7 +1,7 @@
 """What an evaluation sweeps over: methods x sparsities x lambdas x profiles, without combinations that say nothing."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from glass_core.api import DENSE_METHOD, SparsityParams
 from glass_core.sparsity.budget import UNIFORM
@@ -11,6 +11,17 @@ from glass_core.sparsity.selectors import load_selectors
 from glass_core.sparsity.selectors.base import ModelEvidence, Need, PromptEvidence, Selector
 
 ORACLE = "oracle"
+
+
+def condition_json(params: SparsityParams, lambda_: float | None) -> dict[str, Any]:
+    """A condition's fields of a result row; `lambda_` is the one in effect, None when nothing is fused."""
+    return {
+        "method": params.method,
+        "sparsity": params.sparsity,
+        "lambda": lambda_,
+        "profile": params.profile,
+        "refine": params.refine,
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glass_core.offline.evaluate.report import label_of, with_interval
+from glass_core.offline.pictures import picture
 
 _PANELS = (("jaccard", "with the answer's best neurons"), ("token_jaccard", "with each token's best neurons"))
 
@@ -26,21 +27,15 @@ def print_overlap(result: Mapping[str, Any], console: Console) -> None:
 
 def plot_overlap(result: Mapping[str, Any], path: Path) -> None:
     """Both Jaccard indices against the layer, a line per condition with its interval as a band."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  matplotlib is slow to import
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, 2, sharey=True)
-    for axes, (name, title) in zip(panels, _PANELS, strict=True):
-        for row in result["rows"]:
-            _plot_layers(axes, row, name)
-        axes.set(xlabel="layer", ylabel="Jaccard index", title=title, ylim=(0, 1))
-        axes.grid(alpha=0.3)
-    panels[0].legend(fontsize="small")
-    figure.suptitle(f"{result['conditions']['model']}: neurons kept, {result['num_answers']} long-form answers")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    with picture(path, (11, 4.2), dpi=110) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (name, title) in zip(panels, _PANELS, strict=True):
+            for row in result["rows"]:
+                _plot_layers(axes, row, name)
+            axes.set(xlabel="layer", ylabel="Jaccard index", title=title, ylim=(0, 1))
+            axes.grid(alpha=0.3)
+        panels[0].legend(fontsize="small")
+        figure.suptitle(f"{result['conditions']['model']}: neurons kept, {result['num_answers']} long-form answers")
 
 
 def _plot_layers(axes: Any, row: Mapping[str, Any], name: str) -> None:

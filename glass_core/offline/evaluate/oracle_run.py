@@ -9,6 +9,7 @@ import numpy as np
 from glass_core.api import DENSE_METHOD, SparsityParams
 from glass_core.errors import ConfigurationError
 from glass_core.offline.evaluate.bootstrap import Bootstrap
+from glass_core.offline.evaluate.conditions import condition_json
 from glass_core.offline.evaluate.evaluation import LongformRun
 from glass_core.offline.evaluate.longform import run_dense
 from glass_core.offline.evaluate.overlap import AnswerOracle, Overlap
@@ -60,11 +61,7 @@ def _row(
     """Means over answers, each counting once: over all layers, and `layers` with an entry per layer."""
     by_answer = {name: np.stack([getattr(one, name) for one in overlaps]) for name in ("jaccard", "token_jaccard")}
     return {
-        "method": params.method,
-        "sparsity": params.sparsity,
-        "lambda": lambda_,
-        "profile": params.profile,
-        "refine": params.refine,
+        **condition_json(params, lambda_),
         **_means({name: values.mean(axis=1) for name, values in by_answer.items()}, bootstrap),
         "layers": [
             _means({name: values[:, layer] for name, values in by_answer.items()}, bootstrap)

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from glass_core.offline.pictures import picture
+
 Row = Mapping[str, Any]
 
 
@@ -73,21 +75,18 @@ def curves(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 def plot_curves(result: Mapping[str, Any], path: Path) -> None:
     """KL and perplexity against sparsity as a PNG (or what the file's ending asks for)."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  matplotlib is slow to import
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    for axes, key, label in ((left, "kl", "mean KL(dense ‖ sparse), nats"), (right, "ppl", "perplexity of the answer")):
-        for name, rows in curves(result["rows"]).items():
-            axes.plot([row["sparsity"] for row in rows], [row[key] for row in rows], marker="o", label=name)
-        axes.set_xlabel("sparsity")
-        axes.set_ylabel(label)
-        axes.grid(alpha=0.3)
-    right.set_yscale("log")
-    right.axhline(result["dense"]["ppl"], color="black", linestyle=":", label="dense")
-    right.legend()
-    figure.suptitle(f"{result['conditions']['model']}: {result['dense']['num_answers']} long-form answers")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    with picture(path, (10, 4.2)) as figure:
+        left, right = figure.subplots(1, 2)
+        for axes, key, label in (
+            (left, "kl", "mean KL(dense ‖ sparse), nats"),
+            (right, "ppl", "perplexity of the answer"),
+        ):
+            for name, rows in curves(result["rows"]).items():
+                axes.plot([row["sparsity"] for row in rows], [row[key] for row in rows], marker="o", label=name)
+            axes.set_xlabel("sparsity")
+            axes.set_ylabel(label)
+            axes.grid(alpha=0.3)
+        right.set_yscale("log")
+        right.axhline(result["dense"]["ppl"], color="black", linestyle=":", label="dense")
+        right.legend()
+        figure.suptitle(f"{result['conditions']['model']}: {result['dense']['num_answers']} long-form answers")

@@ -12,6 +12,7 @@ from torch import Tensor
 from glass_core.api import SparsityParams
 from glass_core.offline.divergence import perplexity, token_kl
 from glass_core.offline.evaluate.bootstrap import Bootstrap
+from glass_core.offline.evaluate.conditions import condition_json
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,11 +94,7 @@ class ConditionScore:
         return {
             "runner": self.runner,
             "dtype": self.dtype,
-            "method": self.params.method,
-            "sparsity": self.params.sparsity,
-            "lambda": self.lambda_,
-            "profile": self.params.profile,
-            "refine": self.params.refine,
+            **condition_json(self.params, self.lambda_),
             **perplexity_of([score.nll for score in self.answers], self.num_tokens, bootstrap),
             **self._mean("kl", self._kl(), bootstrap),
             **self._mean("agreement", [score.from_dense.num_agreeing for score in self.answers], bootstrap),

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from glass_core.offline.evaluate.report import condition_labels, with_interval
+from glass_core.offline.pictures import picture
 
 # label of a condition -> (x, row with kl and its interval) per point
 Points = Mapping[str, Sequence[tuple[str, Mapping[str, Any]]]]
@@ -53,31 +54,25 @@ def _table(title: str, points: Points) -> Table:
 
 def plot_sweeps(result: Mapping[str, Any], path: Path) -> None:
     """One panel per sweep that was made, with the bootstrap intervals as bars; nothing is written without any."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  matplotlib is slow to import
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     sweeps = [(title, points) for title, points_of in _SWEEPS if (points := points_of(result))]
     if not sweeps:
         return
-    figure = Figure(figsize=(5.5 * len(sweeps), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(sweeps), squeeze=False)[0]
-    for axes, (title, points) in zip(panels, sweeps, strict=True):
-        for label, line in points.items():
-            axes.errorbar(
-                [name for name, _ in line],
-                [row["kl"] for _, row in line],
-                yerr=list(zip(*(interval_arms(row, "kl") for _, row in line), strict=True)),
-                marker="o",
-                capsize=2,
-                label=label,
-            )
-        axes.set(xlabel=title, ylabel="mean KL(dense ‖ sparse), nats")
-        axes.grid(alpha=0.3)
-    panels[-1].legend(fontsize="small")
-    figure.suptitle(f"{result['conditions']['model']}: {result['dense']['num_answers']} long-form answers")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    with picture(path, (5.5 * len(sweeps), 4.2)) as figure:
+        panels = figure.subplots(1, len(sweeps), squeeze=False)[0]
+        for axes, (title, points) in zip(panels, sweeps, strict=True):
+            for label, line in points.items():
+                axes.errorbar(
+                    [name for name, _ in line],
+                    [row["kl"] for _, row in line],
+                    yerr=list(zip(*(interval_arms(row, "kl") for _, row in line), strict=True)),
+                    marker="o",
+                    capsize=2,
+                    label=label,
+                )
+            axes.set(xlabel=title, ylabel="mean KL(dense ‖ sparse), nats")
+            axes.grid(alpha=0.3)
+        panels[-1].legend(fontsize="small")
+        figure.suptitle(f"{result['conditions']['model']}: {result['dense']['num_answers']} long-form answers")
 
 
 def interval_arms(row: Mapping[str, Any], name: str) -> tuple[float, float]:

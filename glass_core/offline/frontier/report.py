@@ -9,6 +9,7 @@ from rich.table import Table
 
 from glass_core.offline.evaluate.report import with_interval
 from glass_core.offline.evaluate.sweep_report import interval_arms
+from glass_core.offline.pictures import picture
 
 _MARKERS = {"dense": "s", "static": "o", "refined": "D", "llama.cpp": "^"}
 
@@ -44,24 +45,18 @@ def series_of(row: Mapping[str, Any]) -> tuple[str, str]:
 
 def plot_frontier(result: Mapping[str, Any], path: Path) -> None:
     """KL (logarithmic, with its interval) against tokens/s (with the range of the repeats): lower right is better."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  matplotlib is slow to import
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    series: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
-    for row in result["points"]:
-        series.setdefault(series_of(row), []).append(row)
-    for (label, kind), rows in series.items():
-        _plot_series(axes, label, kind, rows)
-    axes.set(xlabel="decoded tokens per second, batch 1", ylabel="mean KL(float32 ‖ point), nats", yscale="log")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
-    first = result["points"][0]
-    axes.set_title(f"{result['conditions']['model']}: {first['num_tokens']} answer tokens; lower right is better")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=90)
+    with picture(path, (8, 5), dpi=90) as figure:
+        axes = figure.subplots()
+        series: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+        for row in result["points"]:
+            series.setdefault(series_of(row), []).append(row)
+        for (label, kind), rows in series.items():
+            _plot_series(axes, label, kind, rows)
+        axes.set(xlabel="decoded tokens per second, batch 1", ylabel="mean KL(float32 ‖ point), nats", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend(fontsize="small")
+        first = result["points"][0]
+        axes.set_title(f"{result['conditions']['model']}: {first['num_tokens']} answer tokens; lower right is better")
 
 
 def _plot_series(axes: Any, label: str, kind: str, rows: list[Mapping[str, Any]]) -> None:

@@ -5,28 +5,24 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from glass_core.offline.inspection.comparison import Comparison
 from glass_core.offline.inspection.spectra import spectra
+from glass_core.offline.pictures import picture
 from glass_core.sparsity.artifact import GlobalStatistics
 
 
 def plot_artifact(statistics: GlobalStatistics, comparison: Comparison | None, path: Path) -> None:
     """Write the picture (PNG, or what the file's ending asks for)."""
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, middle, right = figure.subplots(1, 3)
-    _plot_spectra(left, statistics)
-    _plot_sensitivity(middle, statistics)
-    _plot_overlap(right, comparison)
-    corpus = statistics.manifest.corpus
-    figure.suptitle(
-        f"{statistics.manifest.model_name}: {corpus.get('num_tokens')} tokens of source {corpus.get('source')}"
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    with picture(path, (15, 4.5)) as figure:
+        left, middle, right = figure.subplots(1, 3)
+        _plot_spectra(left, statistics)
+        _plot_sensitivity(middle, statistics)
+        _plot_overlap(right, comparison)
+        corpus = statistics.manifest.corpus
+        figure.suptitle(
+            f"{statistics.manifest.model_name}: {corpus.get('num_tokens')} tokens of source {corpus.get('source')}"
+        )
 
 
 def _plot_spectra(axes: Any, statistics: GlobalStatistics) -> None:

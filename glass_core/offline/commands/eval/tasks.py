@@ -63,6 +63,7 @@ def _measure(args: argparse.Namespace, tasks: "dict[str, list[Question]]") -> di
 
     from glass_core.offline.bench.session import surroundings
     from glass_core.offline.evaluate.choices import accuracy
+    from glass_core.offline.evaluate.conditions import condition_json
     from glass_core.offline.evaluate.subjects import model_selector
     from glass_core.offline.evaluate.task_scoring import TaskModel
     from glass_core.runners.torch_runner.model import TorchModel
@@ -75,13 +76,7 @@ def _measure(args: argparse.Namespace, tasks: "dict[str, list[Question]]") -> di
     selector = model_selector(model, None if artifact is None else artifact[0])
     rows = []
     for params in sweep.conditions(selector):
-        condition = {
-            "method": params.method,
-            "sparsity": params.sparsity,
-            "lambda": selector.effective_lambda(params),
-            "profile": params.profile,
-            "refine": params.refine,
-        }
+        condition = condition_json(params, selector.effective_lambda(params))
         scored = TaskModel(model, text, selector, params)
         rows += [
             {"task": name, **condition, **accuracy(scored, questions, args.seed)} for name, questions in tasks.items()
