@@ -25,9 +25,11 @@ from glass_core.errors import GlassError
 from glass_core.text import TextProcessor, load_text_processor
 from server.app import create_app_for
 from server.config import AUTO_SPARSITY, Settings, load_settings
-from server.deps import Backend
+from server.deps import Backend, GlassHeaders
 from server.heap import release_free_heap
 from server.log import configure_logging
+from server.routes.sparsity import SparsityChoice
+from server.schemas.glass import GlassFields
 
 # after the engine is idle, answers only have to be written out
 WRITE_OUT_SECONDS = 5
@@ -113,12 +115,12 @@ curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{{
 
 def default_problem(settings: Settings, info: EngineInfo) -> str | None:
     """Why requests that say nothing run dense although the default is `auto`; None where they need not."""
-    if settings.default_sparsity != AUTO_SPARSITY or info.expected_kl:
+    if settings.default_sparsity != AUTO_SPARSITY:
         return None
-    return (
-        "default_sparsity is auto, but the model's artifact has no expected KL: requests without a glass_sparsity "
-        "run dense (`glass calibrate MODEL --only expected-kl` measures it)"
-    )
+    problem = SparsityChoice(GlassFields(), GlassHeaders(None, None), settings, info).problem()
+    if problem is None:
+        return None
+    return f"default_sparsity is auto, but requests without a glass_sparsity run dense: {problem}"
 
 
 def load_model(config: EngineConfig, chat_template: str | None) -> tuple[ThreadedEngineClient, TextProcessor]:

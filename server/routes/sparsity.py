@@ -41,14 +41,22 @@ class SparsityChoice:
         params = replace(params, sparsity=wanted, refine=self._refine(params, wanted))
         return replace(params, expected_kl=_expected_kl(params, self._expected(params)))
 
+    def problem(self) -> str | None:
+        """Why nothing is known by which `auto` could choose; None where something is, or nothing needs to be."""
+        params = self._params(seed=0)
+        refine = self._refine(params, None)
+        if params.method == DENSE_METHOD or self._expected(replace(params, refine=refine)) is not None:
+            return None
+        return self._unmeasured(params, refine=refine)
+
     def _automatic(self, params: SparsityParams, *, is_asked: bool) -> SparsityParams:
         max_kl = self.settings.default_max_kl if self.body.glass_max_kl is None else self.body.glass_max_kl
         refine = self._refine(params, None)
         expected = self._expected(replace(params, refine=refine))
-        if expected is None and is_asked and params.method != DENSE_METHOD:
+        problem = self.problem() if is_asked else None
+        if problem is not None:
             raise InvalidRequestError(
-                f"glass_sparsity 'auto' is unavailable: {self._unmeasured(params, refine=refine)}; ask for a number",
-                param="glass_sparsity",
+                f"glass_sparsity 'auto' is unavailable: {problem}; ask for a number", param="glass_sparsity"
             )
         sparsity = 0.0 if expected is None else expected.automatic_sparsity(max_kl)
         params = replace(params, sparsity=sparsity, refine=refine and sparsity > 0, max_kl=max_kl)

@@ -207,3 +207,23 @@ def test_the_operator_hears_of_a_default_without_a_table() -> None:
     problem = default_problem(Settings(), FAKE_INFO)
     assert problem is not None
     assert "run dense" in problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "info", "what"),
+    [
+        ({"default_method": "griffin"}, MEASURED, "glass_profile 'uniform' with glass_method 'griffin'"),
+        ({"default_lambda": 0.3}, MEASURED, "with glass_method 'a_glass' and lambda 0.3"),
+        ({}, replace(MEASURED, default_profile="tuned", refinement={"tuned": 0.6}), "'tuned' with glass_refine true"),
+    ],
+)
+def test_the_operator_hears_of_defaults_that_no_table_is_for(
+    settings: dict[str, Any], info: EngineInfo, what: str
+) -> None:
+    problem = default_problem(Settings(**settings), info)
+    assert problem is not None
+    assert what in problem
+
+
+def test_a_dense_default_method_needs_no_table() -> None:
+    assert default_problem(Settings(default_method="dense"), FAKE_INFO) is None
