@@ -6,11 +6,24 @@ import platform
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from glass_core import __version__
 from glass_core.runners.native.processor import cpu_model, num_cores
 
 _MEASURING_PACKAGES = ("torch", "numpy")
+
+
+def surroundings(command: str) -> dict[str, Any]:
+    """Everything here that a result says, whatever was measured."""
+    return {
+        "command": command,
+        "host": platform.node(),
+        "commit": commit(),
+        "machine": machine(),
+        "load_average": load_average(),
+        "versions": versions(),
+    }
 
 
 def versions() -> dict[str, str]:

@@ -11,8 +11,8 @@ from glass_core.errors import ConfigurationError
 from glass_core.offline.bench.load.generator import ClosedLoop, Load, LoadRun, OpenLoop, apply_load
 from glass_core.offline.bench.load.metrics import Slo, summarize
 from glass_core.offline.bench.load.target import Target, word_prompts
-from glass_core.offline.bench.session import surroundings
 from glass_core.offline.progress import Progress
+from glass_core.offline.provenance import surroundings
 
 WARM_UP_REQUESTS, WARM_UP_TOKENS = 2, 8
 SPARE_TOKENS = 64  # room around what is counted: special tokens

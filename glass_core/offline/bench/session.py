@@ -1,6 +1,5 @@
 """A loaded runner for a benchmark, what is known about its weights, and the conditions every result carries."""
 
-import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from glass_core.models.registry import load_spec
 from glass_core.models.spec import ModelSpec
 from glass_core.offline.bench.traffic import StepTraffic, image_step_traffic, step_traffic
 from glass_core.offline.generation import BLOCK_SIZE, blocks_for, cache_for
-from glass_core.offline.provenance import commit, load_average, machine, versions
+from glass_core.offline.provenance import surroundings
 from glass_core.runners.base import Runner
 from glass_core.runners.native.image import ImageHeader, image_path, read_image
 from glass_core.sparsity.plan import SparsityPlan
@@ -66,18 +65,6 @@ class Session:
             **settings,
             **surroundings(command),
         }
-
-
-def surroundings(command: str) -> dict[str, Any]:
-    """The conditions that do not depend on the model."""
-    return {
-        "command": command,
-        "host": platform.node(),
-        "commit": commit(),
-        "machine": machine(),
-        "load_average": load_average(),
-        "versions": versions(),
-    }
 
 
 @contextmanager

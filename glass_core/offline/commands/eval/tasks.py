@@ -61,11 +61,11 @@ def run(args: argparse.Namespace) -> int:
 def _measure(args: argparse.Namespace, tasks: "dict[str, list[Question]]") -> dict[str, Any]:
     import torch
 
-    from glass_core.offline.bench.session import surroundings
     from glass_core.offline.evaluate.choices import accuracy
     from glass_core.offline.evaluate.conditions import condition_json
     from glass_core.offline.evaluate.subjects import model_selector
     from glass_core.offline.evaluate.task_scoring import TaskModel
+    from glass_core.offline.provenance import surroundings
     from glass_core.runners.torch_runner.model import TorchModel
     from glass_core.text import load_text_processor
 
