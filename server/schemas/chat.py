@@ -14,13 +14,10 @@ from server.schemas.common import (
     IsNeutral,
     Text,
     Usage,
+    empty,
     neutral,
 )
 from server.schemas.glass import GlassReport
-
-
-def _falsy(value: Any) -> bool:
-    return not value
 
 
 def _only_text(value: Any) -> bool:
@@ -29,14 +26,14 @@ def _only_text(value: Any) -> bool:
 
 CHAT_UNSUPPORTED: Mapping[str, IsNeutral] = {
     **UNSUPPORTED,
-    "tools": _falsy,
+    "tools": empty,
     "tool_choice": neutral("none", "auto"),
-    "functions": _falsy,
+    "functions": empty,
     "function_call": neutral("none", "auto"),
     "modalities": _only_text,
-    "audio": _falsy,
-    "prediction": _falsy,
-    "web_search_options": _falsy,
+    "audio": empty,
+    "prediction": empty,
+    "web_search_options": empty,
     "reasoning_effort": neutral("none"),
 }
 

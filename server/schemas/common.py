@@ -39,7 +39,8 @@ LogitBias = Annotated[dict[TokenKey, Annotated[Finite, Field(ge=-100, le=100)]],
 IsNeutral = Callable[[Any], bool]
 
 
-def _falsy(value: Any) -> bool:
+def empty(value: Any) -> bool:
+    """A value that changes nothing is false, 0 or has nothing in it."""
     return not value
 
 
@@ -51,8 +52,8 @@ def neutral(*values: Any) -> IsNeutral:
 # fields of the OpenAI and vLLM APIs that would change the answer -> the test of a value that would not
 UNSUPPORTED: Mapping[str, IsNeutral] = {
     "response_format": neutral({"type": "text"}),
-    "chat_template": _falsy,
-    "chat_template_kwargs": _falsy,
+    "chat_template": empty,
+    "chat_template_kwargs": empty,
     "continue_final_message": neutral(False),
     "add_generation_prompt": neutral(True),
 }

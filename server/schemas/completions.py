@@ -1,7 +1,7 @@
 """`/v1/completions`: request and response."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -12,6 +12,7 @@ from server.schemas.common import (
     IsNeutral,
     Text,
     Usage,
+    empty,
     neutral,
     refuse_unsupported,
 )
@@ -25,13 +26,9 @@ TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Prompt = str | list[int]
 
 
-def _falsy(value: Any) -> bool:
-    return not value
-
-
 COMPLETION_UNSUPPORTED: Mapping[str, IsNeutral] = {
     **UNSUPPORTED,
-    "suffix": _falsy,
+    "suffix": empty,
     "best_of": neutral(1),
 }
 
