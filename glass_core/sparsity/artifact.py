@@ -37,7 +37,8 @@ from glass_core.sparsity.manifest import (
     manifest_from_json_object,
     parse_json,
 )
-from glass_core.sparsity.table_file import TABLE_PREFIX, read_stored, read_tables, table_tensors
+from glass_core.sparsity.stored_tensor import SCALE_SUFFIX, read_scaled, read_stored, to_scaled
+from glass_core.sparsity.table_file import TABLE_PREFIX, read_tables, table_tensors
 
 __all__ = [
     "FORMAT_VERSION",
@@ -56,9 +57,6 @@ MAX_FILE_BYTES = 256 << 20
 _METADATA_KEY = "manifest"
 _PROFILES_KEY = "profiles"
 _EXPECTED_KL_KEY = "expected_kl"
-_SCALE_SUFFIX = ".scale"
-# A layer's largest value is stored as this, near float16's end (65504): small values keep their precision longer.
-_FLOAT16_TOP = 32768.0
 
 
 def write_artifact(path: Path, statistics: GlobalStatistics) -> None:
@@ -68,7 +66,7 @@ def write_artifact(path: Path, statistics: GlobalStatistics) -> None:
         if name in LAYER_TENSORS:
             tensors[name] = np.ascontiguousarray(tensor)
         else:
-            tensors[name], tensors[name + _SCALE_SUFFIX] = _to_float16(tensor)
+            tensors[name], tensors[name + SCALE_SUFFIX] = to_scaled(tensor)
     tensors |= table_tensors(statistics.refinement)
     document = statistics.manifest.to_json_object() | {_PROFILES_KEY: _profiles_to_json(statistics.profiles)}
     if statistics.expected_kl:
@@ -82,7 +80,7 @@ def read_artifact(path: Path) -> GlobalStatistics:
     with _opened(path) as file:
         manifest, profiles, expected_kl = _read_document(file)
         present = set(file.keys())
-        tables = read_tables(file, present, manifest.num_layers)
+        tables = read_tables(file, present, (manifest.num_layers, manifest.intermediate_size))
         present = {name for name in present if not name.startswith(TABLE_PREFIX)}
         _check_names(present)
         tensors = {
@@ -143,10 +141,10 @@ def _read_document(file: Any) -> tuple[ArtifactManifest, dict[str, Profile], dic
 
 
 def _check_names(present: set[str]) -> None:
-    known = {*NEURON_TENSORS, *LAYER_TENSORS} | {name + _SCALE_SUFFIX for name in NEURON_TENSORS}
+    known = {*NEURON_TENSORS, *LAYER_TENSORS} | {name + SCALE_SUFFIX for name in NEURON_TENSORS}
     if present - known:
         raise ArtifactError(f"unknown tensors {sorted(present - known)}")
-    orphans = [name for name in sorted(present) if name.removesuffix(_SCALE_SUFFIX) not in present]
+    orphans = [name for name in sorted(present) if name.removesuffix(SCALE_SUFFIX) not in present]
     if orphans:
         raise ArtifactError(f"{', '.join(orphans)} without its tensor")
     missing = [name for name in REQUIRED_NEURON_TENSORS if name not in present]
@@ -156,21 +154,9 @@ def _check_names(present: set[str]) -> None:
 
 def _read_tensor(file: Any, name: str, present: set[str], shape: tuple[int, ...]) -> FloatArray:
     """A tensor in float32. Shape and type are checked in the header, before anything is read."""
-    scale_name = name + _SCALE_SUFFIX
-    if scale_name not in present:
-        return read_stored(file, name, "F32", shape).astype(np.float32)
-    stored = read_stored(file, name, "F16", shape)
-    scale = read_stored(file, scale_name, "F32", shape[:1])
-    with np.errstate(over="ignore", invalid="ignore"):  # hostile values become inf or NaN and are refused as such
-        values: FloatArray = stored.astype(np.float32) * scale[:, np.newaxis]
-        return values
-
-
-def _to_float16(tensor: FloatArray) -> tuple[npt.NDArray[np.float16], FloatArray]:
-    """Stored values and per-layer scales of a (num_layers, m) tensor."""
-    scale = (np.abs(tensor).max(axis=1) / _FLOAT16_TOP).astype(np.float32)
-    scale[scale == 0] = 1.0  # an all-zero layer
-    return (tensor / scale[:, np.newaxis]).astype(np.float16), scale
+    if name + SCALE_SUFFIX in present:
+        return read_scaled(file, name, shape)
+    return read_stored(file, name, "F32", shape).astype(np.float32)
 
 
 def _profiles_to_json(profiles: Mapping[str, Profile]) -> dict[str, Any]:

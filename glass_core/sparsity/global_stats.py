@@ -91,6 +91,11 @@ class GlobalStatistics:
     def _check_table(self, name: str, table: RefinementTable) -> None:
         if name not in self.profiles:
             raise ArtifactError(f"refinement of profile {name!r}: there is no such profile")
+        shape = expected_shape(self.manifest, "down_norm")
+        if table.down_weights is not None and table.down_weights.shape != shape:
+            raise ArtifactError(
+                f"refinement of profile {name!r}: expected weights of shape {shape}, got {table.down_weights.shape}"
+            )
         if table.num_layers != self.manifest.num_layers:
             raise ArtifactError(
                 f"refinement of profile {name!r}: expected {self.manifest.num_layers} layers, got {table.num_layers}"

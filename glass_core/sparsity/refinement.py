@@ -18,8 +18,8 @@ class Refinement:
     """Scores and thresholds of a refined plan; plans share the arrays, which nobody writes to.
 
     `up_weights`, `down_norms`: float32 (num_layers, m), C-contiguous: what |u| and |z| are multiplied by, an estimate
-    of the rest of a neuron's output: RMS(act(g)) * ||down[:, j]||, and ||down[:, j]||. `up_thresholds`,
-    `down_thresholds`: float32 (num_layers,), at scale 1; 0 keeps everything. `reads`: the promised average share of
+    of the rest of a neuron's output: RMS(act(g)) * ||down[:, j]||, and ||down[:, j]||; or a profile's own. Thresholds
+    `up_thresholds`, `down_thresholds`: float32 (num_layers,), at scale 1; 0 keeps all. `reads`: the promised share of
     FFN weights read, in (0, 1]. Raises ConfigurationError for other shapes, types or values.
     """
 

@@ -16,13 +16,17 @@ class RefinementTable:
     """What `glass calibrate` measured for one profile.
 
     `sparsities` float32 (P,): ascending, in (0, 1); `up_thresholds`, `down_thresholds` float32 (P, num_layers): those
-    under which the calibration text read 1 - sparsity of the FFN's weights.
+    under which the calibration text read 1 - sparsity of the FFN's weights. `up_weights`, `down_weights` float32
+    (num_layers, m): what |u| and |z| count for in the scores that the thresholds are for; None = RMS(act(g)) times the
+    norm of the neuron's down column, and that norm.
     Raises ConfigurationError for other shapes, types or values.
     """
 
     sparsities: FloatArray
     up_thresholds: FloatArray
     down_thresholds: FloatArray
+    up_weights: FloatArray | None = None
+    down_weights: FloatArray | None = None
 
     def __post_init__(self) -> None:
         shape = self.up_thresholds.shape
@@ -31,13 +35,26 @@ class RefinementTable:
                 "a refinement table needs (points,), (points, layers) and (points, layers), got "
                 f"{self.sparsities.shape}, {shape} and {self.down_thresholds.shape}"
             )
-        for name in ("sparsities", "up_thresholds", "down_thresholds"):
+        for name in ("sparsities", "up_thresholds", "down_thresholds", "up_weights", "down_weights"):
             values = getattr(self, name)
+            if values is None:
+                continue
             if values.dtype != np.float32 or not np.isfinite(values).all() or (values < 0).any():
                 raise ConfigurationError(f"refinement table: {name} must be finite float32, not negative")
+        self._check_weights()
         steps = np.diff(self.sparsities, prepend=np.float32(0.0))
         if (steps <= 0).any() or self.sparsities[-1] >= 1:
             raise ConfigurationError(f"refinement table: sparsities must ascend within (0, 1), got {self.sparsities}")
+
+    def _check_weights(self) -> None:
+        found = [None if values is None else values.shape for values in (self.up_weights, self.down_weights)]
+        if found == [None, None]:
+            return
+        shape = found[0] or ()
+        if found[0] != found[1] or len(shape) != 2 or shape[0] != self.num_layers:
+            raise ConfigurationError(
+                f"refinement table: expected up_weights and down_weights (layers, neurons), or neither; got {found}"
+            )
 
     @property
     def num_layers(self) -> int:

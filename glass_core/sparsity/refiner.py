@@ -8,6 +8,7 @@ import numpy as np
 from glass_core.api import SparsityParams
 from glass_core.errors import MissingStatisticsError
 from glass_core.sparsity.global_stats import GlobalStatistics
+from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.refinement import Refinement
 from glass_core.sparsity.refinement_table import RefinementTable
@@ -18,7 +19,7 @@ _HOW_TO_MEASURE = "`glass calibrate MODEL` measures it"
 
 class Refiner:
     """Makes plans whose pool is all neurons. Their score weights are the model's, not the prompt's: mixing in what the
-    gate did in a short prompt made predictions worse. All plans share one set of arrays.
+    gate did in a short prompt made predictions worse. All plans of a profile share one set of arrays.
     """
 
     def __init__(
@@ -32,8 +33,8 @@ class Refiner:
         assert statistics.gate_rms is not None  # _problem
         assert statistics.down_norm is not None
         self._tables = statistics.refinement
-        self._up_weights = np.ascontiguousarray(statistics.gate_rms * statistics.down_norm)
-        self._down_norms = np.ascontiguousarray(statistics.down_norm)
+        measured = _score_weights(statistics.gate_rms * statistics.down_norm, statistics.down_norm)
+        self._weights = {name: _own_weights(table) or measured for name, table in self._tables.items()}
         everything = np.arange(intermediate_size, dtype=np.int32)
         everything.setflags(write=False)
         self._pool = (everything,) * num_layers
@@ -67,12 +68,27 @@ class Refiner:
             sparsity_requested=params.sparsity,
             intermediate_size=self.budgets[0],
             neurons=self._pool,
+<<<<<<< HEAD
             refinement=self._refinements(params.profile, params.sparsity),
+=======
+            refinement=Refinement(*self._weights[params.profile], up_thresholds, down_thresholds, reads=params.density),
+>>>>>>> 39c0b49 (Tune what neurons count for, and take damped Newton steps on all texts, decided by paired intervals)
         )
 
     def _refinement(self, profile: str, sparsity: float) -> Refinement:
         up_thresholds, down_thresholds = self._tables[profile].thresholds(sparsity)
         return Refinement(self._up_weights, self._down_norms, up_thresholds, down_thresholds, reads=1.0 - sparsity)
+
+
+def _own_weights(table: RefinementTable) -> tuple[FloatArray, FloatArray] | None:
+    if table.up_weights is None or table.down_weights is None:
+        return None
+    return _score_weights(table.up_weights, table.down_weights)
+
+
+def _score_weights(up_weights: FloatArray, down_weights: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """What |u| and |z| are multiplied by."""
+    return np.ascontiguousarray(up_weights), np.ascontiguousarray(down_weights)
 
 
 def _problem(statistics: GlobalStatistics | None, runner_refines: bool) -> str | None:

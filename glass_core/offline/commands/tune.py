@@ -1,8 +1,9 @@
-"""Learn refinement's thresholds per layer on text that the model writes itself, and add them to its artifact.
+"""Learn refinement's scores and thresholds on text that the model writes itself, and add them to its artifact.
 
-The thresholds of all layers move together at constant FFN reads, down the gradients of KL(dense || refined) on six
-kinds of text at three sparsities, combined by ConicGrad. The table is written as profile `tuned` only when it beats
-the measured one on text that was used for nothing else; the learning curves are written either way. A run that is
+First every neuron gets its weight: the root-mean-square of the loss's derivative with respect to its output. Then the
+thresholds of all layers move together at constant FFN reads, down the gradients of KL(dense || refined) on six kinds of
+text at three sparsities, combined by ConicGrad. The table is written as profile `tuned` only when it beats the measured
+one beyond noise on text that was used for nothing else; the learning curves are written either way. A run that is
 interrupted continues where it was when the same command is given again.
 """
 
@@ -16,7 +17,7 @@ from glass_core.config import resolve_model
 if TYPE_CHECKING:
     from glass_core.sparsity.artifact import GlobalStatistics
 
-HELP = "learn refinement's thresholds per layer (profile `tuned`)"
+HELP = "learn refinement's scores and thresholds (profile `tuned`)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +30,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsities", type=float, nargs="+", default=[0.2, 0.35, 0.5], help="tuned at these (default: 0.2 0.35 0.5)"
     )
-    parser.add_argument("--steps", type=int, default=36, help="at most (default: 36)")
-    parser.add_argument("--learning-rate", type=float, default=0.03, help="of Adam (default: 0.03)")
+    parser.add_argument("--steps", type=int, default=4, help="at most (default: 4)")
+    parser.add_argument("--rate", type=float, default=0.3, help="share of a Newton step that is taken (default: 0.3)")
     parser.add_argument(
         "--aggregator",
         choices=("conicgrad", "mean", "cagrad", "upgrad"),
         default="conicgrad",
         help="what combines the gradients (default: conicgrad)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        default="bfloat16",
+        help="of the computation; float32 where the processor has no bfloat16 instructions (default: bfloat16)",
     )
 
 
@@ -57,23 +64,24 @@ def run(args: argparse.Namespace) -> int:
         sparsities=tuple(args.sparsities),
         aggregator=args.aggregator,
         num_steps=args.steps,
-        learning_rate=args.learning_rate,
+        rate=args.rate,
     )
     model_dir = resolve_model(args.model)
-    model = TorchModel.load(model_dir, dtype=torch.float32, device="cpu")
+    model = TorchModel.load(model_dir, dtype=getattr(torch, args.dtype), device="cpu")
     statistics, digest = _read(args.artifact, model.fingerprint)
     run_ = TuningRun(model, load_text_processor(model_dir), model_dir, statistics, settings, ConsoleProgress())
-    folder = TuningFolder(settings.key(model.fingerprint, digest))
+    folder = TuningFolder(settings.key(model.fingerprint, digest, args.dtype))
     outcome = run_.execute(folder)
     output: Path = args.output or Path(f"{model_dir.name}-tuned.safetensors")
-    result = outcome.to_json_object(settings) | {"command": settings.command(model_dir.name)}
+    command = f"{settings.command(model_dir.name)} --dtype {args.dtype}"
+    result = outcome.to_json_object(settings) | {"command": command}
     write_result(output.with_suffix(".json"), result)
     plot_curves(result, output.with_suffix(".png"))
     print(_summary(result))
     if not outcome.wins:
-        print("the tuned table does not beat the default on held-out text: no artifact is written")
+        print("the tuned table does not beat the default beyond noise on held-out text: no artifact is written")
         return 1
-    write_artifact(output, run_.tuned_statistics(outcome.offsets, folder, settings.command(model_dir.name)))
+    write_artifact(output, run_.tuned_statistics(outcome, folder, command))
     folder.remove()
     print(f"{output}: {output.stat().st_size:,} bytes")
     return 0
@@ -94,7 +102,15 @@ def _read(path: Path | None, fingerprint: str) -> "tuple[GlobalStatistics, str]"
 
 def _summary(result: dict[str, Any]) -> str:
     decided = result["deciding"]
-    lines = ["sparsity  KL default  KL tuned   (held-out text, equal FFN reads, nats per token)"]
-    for sparsity, default, tuned in zip(result["sparsities"], decided["default_kl"], decided["tuned_kl"], strict=True):
-        lines.append(f"{sparsity:8.2f}  {default:10.4f}  {tuned:8.4f}")
+    lines = ["sparsity  KL default  KL tuned  log ratio (95 %)   (held-out text, equal FFN reads, nats per token)"]
+    *gains, mean = decided["gains"]
+    for sparsity, default, tuned, gain in zip(
+        result["sparsities"], decided["default_kl"], decided["tuned_kl"], gains, strict=True
+    ):
+        lines.append(f"{sparsity:8.2f}  {default:10.4f}  {tuned:8.4f}  {_interval(gain)}")
+    lines.append(f"    mean                        {_interval(mean)}")
     return "\n".join(lines)
+
+
+def _interval(gain: dict[str, float]) -> str:
+    return f"{gain['log_kl_ratio']:+.3f} ({gain['low']:+.3f} to {gain['high']:+.3f})"

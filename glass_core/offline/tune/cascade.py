@@ -28,17 +28,17 @@ class _HardCascade(torch.autograd.Function):
         ctx.save_for_backward(z, up_margin, down_margin)
         ctx.width = width
         ctx.needs_thresholds = up_log.requires_grad or down_log.requires_grad
-        return torch.where((up_margin >= 0) & (down_margin >= 0), z, 0.0)
+        return torch.where((up_margin >= 0) & (down_margin >= 0), z, torch.zeros_like(z))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         z, up_margin, down_margin = ctx.saved_tensors
         gated, reached = up_margin >= 0, down_margin >= 0
-        worth = grad * z
+        worth = grad.float() * z.float()
         up = -(worth * kernel(up_margin, ctx.width) * reached).sum(dim=-1)
         down = -(worth * kernel(down_margin, ctx.width) * gated).sum(dim=-1)
-        return torch.where(gated & reached, grad, 0.0), None, None, up, down, None
+        return torch.where(gated & reached, grad, torch.zeros_like(grad)), None, None, up, down, None
 
 
 def kernel(margin: Tensor, width: float) -> Tensor:
@@ -73,8 +73,8 @@ class CascadeFfn:
         z = ACTIVATIONS[self._model.spec.activation](gate) * up
         up_log, down_log = (self._logs[self._text_of_row, stage, layer] for stage in (0, 1))
         with torch.no_grad():
-            up_margin = up.abs().log() + self._log_weights.up[layer] - up_log[:, None]
-            down_margin = z.abs().log() + self._log_weights.down[layer] - down_log[:, None]
+            up_margin = up.float().abs().log() + self._log_weights.up[layer] - up_log[:, None]
+            down_margin = z.float().abs().log() + self._log_weights.down[layer] - down_log[:, None]
             self._count(layer, up_margin, down_margin)
         kept = _HardCascade.apply(z, up_margin, down_margin, up_log, down_log, self._width)  # type: ignore[no-untyped-call]
         return self._model.ffn_output(layer, kept)

@@ -8,6 +8,7 @@ taken along that constraint: with read slopes r, moving one logarithm moves the 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from glass_core.offline.calibrate.local_errors import ScoreWeights
 from glass_core.offline.divergence import token_kl
 from glass_core.offline.tune.cascade import CascadeFfn
 from glass_core.offline.tune.domains import TuningText
+from glass_core.offline.tune.offsets import FloatArray
 from glass_core.runners.torch_runner.attention import SequenceCache
 from glass_core.runners.torch_runner.model import TorchModel
 
@@ -39,13 +41,15 @@ class Measured:
     """Per text: mean KL in nats per token (num_texts,), reads (num_texts,), and the shift that would correct them.
 
     `gradients` (num_texts, 2, num_layers): of log KL with respect to the logarithms of up and down thresholds at
-    constant reads; None where none were asked for.
+    constant reads; `curvatures`, likewise: an estimate of its second derivatives (see `curvatures`). None where none
+    were asked for.
     """
 
     kl: Tensor
     reads: Tensor
     moves: Tensor
     gradients: Tensor | None = None
+    curvatures: Tensor | None = None
 
 
 @torch.no_grad()
@@ -60,7 +64,7 @@ def read_densely(model: TorchModel, text: TuningText) -> DenseText:
 
 
 class TextBatch:
-    """Several texts that are run together, each under its own thresholds."""
+    """Several texts that are run together, each under its own thresholds on scores with these weights."""
 
     def __init__(self, model: TorchModel, weights: ScoreWeights, texts: Sequence[DenseText]) -> None:
         self._model, self._weights, self._texts = model, weights, texts
@@ -68,48 +72,84 @@ class TextBatch:
         self._token_ids = torch.cat([text.token_ids for text in texts])
         self._positions = torch.cat([torch.arange(text.start, text.start + len(text.token_ids)) for text in texts])
         self._text_of_row = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor(self._lengths))
-        self._hidden = torch.cat([text.hidden for text in texts])
 
     def __len__(self) -> int:
         return len(self._texts)
 
+    @property
+    def num_tokens(self) -> FloatArray:
+        """Of every text, (num_texts,)."""
+        return np.array(self._lengths, np.float64)
+
+    def weighted(self, weights: ScoreWeights) -> "TextBatch":
+        """The same texts under other weights."""
+        return TextBatch(self._model, weights, self._texts)
+
     @torch.no_grad()
     def measure(self, logs: Tensor, shifts: Tensor, reads: float, *, width: float) -> Measured:
         """Under thresholds exp(logs + shift), `logs` (2, num_layers), `shifts` (num_texts,)."""
-        thresholds = (logs[None] + shifts[:, None, None]).float()
-        ffn = CascadeFfn(self._model, self._weights, thresholds, self._text_of_row, width)
-        return Measured(self._mean_kl(ffn), ffn.reads, _moves(ffn, reads))
+        ffn = self._ffn(self._thresholds(logs, shifts), width)
+        hidden = torch.split(self._forward(ffn), self._lengths)
+        kl = [self._kl(text, own).mean() for text, own in zip(self._texts, hidden, strict=True)]
+        return Measured(torch.stack(kl), ffn.reads, _moves(ffn, reads))
 
     def differentiate(self, logs: Tensor, shifts: Tensor, reads: float, *, width: float) -> Measured:
-        """As `measure`, with gradients."""
-        thresholds = (logs[None] + shifts[:, None, None]).float().requires_grad_()
-        ffn = CascadeFfn(self._model, self._weights, thresholds, self._text_of_row, width)
+        """As `measure`, with gradients and curvatures."""
+        thresholds = self._thresholds(logs, shifts).requires_grad_()
+        ffn = self._ffn(thresholds, width)
         with torch.enable_grad():
-            kl = self._mean_kl(ffn)
-            (raw,) = torch.autograd.grad(kl.sum(), thresholds)
-        kl = kl.detach()
+            hidden = self._forward(ffn)
+            kl, slopes = self._differentiate_head(hidden.detach())
+            (raw,) = torch.autograd.grad(hidden, thresholds, slopes)
         relative = raw.double() / kl.clamp(min=1e-9)[:, None, None]
-        return Measured(kl, ffn.reads, _moves(ffn, reads), along_constant_reads(relative, ffn.slopes))
+        return Measured(
+            kl,
+            ffn.reads,
+            _moves(ffn, reads),
+            along_constant_reads(relative, ffn.slopes),
+            curvatures(relative, ffn.slopes),
+        )
 
-    def at_reads(self, logs: Tensor, shifts: Tensor, reads: float, *, width: float) -> tuple[Measured, Tensor]:
+    def at_reads(
+        self, logs: Tensor, shifts: Tensor, reads: float, *, width: float, max_rounds: int = _MAX_ROUNDS
+    ) -> tuple[Measured, Tensor]:
         """Measured where every text reads what was asked within a thousandth (a few rounds), and the shifts."""
         measured = self.measure(logs, shifts, reads, width=width)
-        for _ in range(_MAX_ROUNDS - 1):
+        for _ in range(max_rounds - 1):
             if float((measured.reads - reads).abs().max()) <= _TOLERANCE:
                 break
             shifts = shifts + measured.moves
             measured = self.measure(logs, shifts, reads, width=width)
         return measured, shifts
 
-    def _mean_kl(self, ffn: CascadeFfn) -> Tensor:
-        hidden = self._model.forward(self._token_ids, self._positions, attention=self._attention(), ffn=ffn)
-        with torch.no_grad():
-            dense = torch.log_softmax(self._model.logits(self._hidden), dim=-1)
-        kl = token_kl(dense, torch.log_softmax(self._model.logits(hidden), dim=-1))
-        return torch.stack([part.double().mean() for part in torch.split(kl, self._lengths)])
+    def _thresholds(self, logs: Tensor, shifts: Tensor) -> Tensor:
+        return (logs[None] + shifts[:, None, None]).float()
 
-    def _attention(self) -> "_TextsAttention":
-        return _TextsAttention([text.cache.fork() for text in self._texts], self._lengths)
+    def _ffn(self, thresholds: Tensor, width: float) -> CascadeFfn:
+        return CascadeFfn(self._model, self._weights, thresholds, self._text_of_row, width)
+
+    def _forward(self, ffn: CascadeFfn) -> Tensor:
+        attention = _TextsAttention([text.cache.fork() for text in self._texts], self._lengths)
+        return self._model.forward(self._token_ids, self._positions, attention=attention, ffn=ffn)
+
+    def _differentiate_head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean KL of every text, and its derivative with respect to the final hidden states (n, hidden).
+
+        One text at a time: predictions of all tokens at once are what would not fit into memory.
+        """
+        values, slopes = [], []
+        for text, own in zip(self._texts, torch.split(hidden, self._lengths), strict=True):
+            leaf = own.requires_grad_()
+            kl = self._kl(text, leaf).mean()
+            slopes.append(torch.autograd.grad(kl, leaf)[0])
+            values.append(kl.detach())
+        return torch.stack(values), torch.cat(slopes)
+
+    def _kl(self, text: DenseText, hidden: Tensor) -> Tensor:
+        """KL(dense || these predictions) per token, float64."""
+        with torch.no_grad():
+            dense = torch.log_softmax(self._model.logits(text.hidden).float(), dim=-1)
+        return token_kl(dense, torch.log_softmax(self._model.logits(hidden).float(), dim=-1)).double()
 
 
 class _TextsAttention:
@@ -128,6 +168,18 @@ def along_constant_reads(gradients: Tensor, slopes: Tensor) -> Tensor:
     total = slopes.sum(dim=(1, 2), keepdim=True)
     share = torch.where(total != 0, slopes / torch.where(total != 0, total, 1.0), 0.0)
     return gradients - share * gradients.sum(dim=(1, 2), keepdim=True)
+
+
+def curvatures(gradients: Tensor, slopes: Tensor) -> Tensor:
+    """Second derivatives (num_texts, 2, num_layers), each alone, from gradients not yet at constant reads.
+
+    What one more read is worth at a threshold goes with the threshold's square, as a pruned neuron's damage does. At
+    the best point a read is worth the same everywhere, so all gradients are in proportion to the slopes of the reads,
+    and the second derivative at constant reads is twice the gradient. The sum of the measured gradients sets the scale.
+    """
+    total = slopes.sum(dim=(1, 2), keepdim=True)
+    share = torch.where(total != 0, slopes / torch.where(total != 0, total, 1.0), 0.0)
+    return 2.0 * share * gradients.sum(dim=(1, 2), keepdim=True).clamp(min=0.0)
 
 
 def _moves(ffn: CascadeFfn, reads: float) -> Tensor:

@@ -1,7 +1,8 @@
 """What is learned: how far each layer's thresholds lie from the measured table's, as logarithms.
 
 log threshold(s) = log of the table's + offset + slope * x(s), with x from -1 at the smallest tuned sparsity to 1 at the
-largest and constant beyond: four numbers per layer (of up and of down) serve every sparsity of the table.
+largest and constant beyond: four numbers per layer (of up and of down) serve every sparsity of the table. The table to
+start from has one threshold for all layers and both stages, on scores that `importance` makes comparable.
 """
 
 from collections.abc import Sequence
@@ -37,3 +38,9 @@ def log_thresholds(table: RefinementTable, offsets: FloatArray, sparsity: float,
 def chain(gradients: FloatArray, x: float) -> FloatArray:
     """Gradients (n, 2, num_layers) on logarithms at x as gradients (n, 4, num_layers) on the offsets."""
     return np.stack([gradients[:, 0], x * gradients[:, 0], gradients[:, 1], x * gradients[:, 1]], axis=1)
+
+
+def square_chain(curvatures: FloatArray, x: float) -> FloatArray:
+    """Second derivatives (n, 2, num_layers) for the logarithms at x as those (n, 4, num_layers) for the offsets."""
+    squares: FloatArray = chain(curvatures, x) * np.array([1.0, x, 1.0, x])[:, None]
+    return squares

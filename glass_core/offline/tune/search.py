@@ -89,7 +89,7 @@ class Search:
         shape = (len(self.settings.sparsities), len(self.stopping))
         shifts = np.array(earlier[-1].shifts) if earlier else np.zeros(shape)
         found = evaluate(self.table, state.descent.offsets, self.stopping, self.settings, shifts)
-        first = HeldOut(np.array(earlier[0].kl), shifts) if earlier else found
+        first = HeldOut(np.array(earlier[0].kl), found.num_tokens, shifts) if earlier else found
         gain = improvement(found, first)
         if earlier and gain > max(item.improvement for item in earlier):
             state.best = state.descent.offsets

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from glass_core.errors import ConfigurationError
 
 # Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
-_WORK_FORMAT = 1
+_WORK_FORMAT = 2
 _MIN_ANSWER_TOKENS = 4
 
 
@@ -19,11 +19,11 @@ class TextSettings:
     """
 
     seed: int = 0
-    num_learning: int = 6
-    num_stopping: int = 2
-    num_deciding: int = 2
+    num_learning: int = 10
+    num_stopping: int = 3
+    num_deciding: int = 8
     message_length: int = 48
-    answer_length: int = 80
+    answer_length: int = 96
 
     def __post_init__(self) -> None:
         for name in ("num_learning", "num_stopping", "num_deciding", "message_length"):
@@ -37,22 +37,22 @@ class TextSettings:
 
 @dataclass(frozen=True, slots=True)
 class TuningSettings:
-    """`sparsities` ascend; `learning_rate` is Adam's on logarithms of thresholds; every `evaluate_every` steps the
-    stopping text is measured, and `patience` measurements without a new best end the run."""
+    """`sparsities` ascend; `rate` is the share of a Newton step that is taken. Every `evaluate_every` steps the text to
+    stop by is measured; `patience` measurements without a new best end the run."""
 
     text: TextSettings = field(default_factory=TextSettings)
     sparsities: tuple[float, ...] = (0.2, 0.35, 0.5)
     aggregator: str = "conicgrad"
-    num_steps: int = 36
-    learning_rate: float = 0.03
-    evaluate_every: int = 6
-    patience: int = 3
+    num_steps: int = 4
+    rate: float = 0.3
+    evaluate_every: int = 1
+    patience: int = 2
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "evaluate_every", "patience"):
             _at_least(name, getattr(self, name), 1)
-        if self.learning_rate <= 0:
-            raise ConfigurationError(f"learning_rate must be positive, got {self.learning_rate}")
+        if not 0 < self.rate <= 1:
+            raise ConfigurationError(f"rate must lie in (0, 1], got {self.rate}")
         ascending = all(low < high for low, high in zip(self.sparsities, self.sparsities[1:], strict=False))
         if len(self.sparsities) < 2 or not ascending or not 0 < self.sparsities[0] <= self.sparsities[-1] < 1:
             raise ConfigurationError(f"sparsities: expected at least 2, ascending within (0, 1), got {self.sparsities}")
@@ -67,7 +67,7 @@ class TuningSettings:
         sparsities = " ".join(f"{sparsity:g}" for sparsity in self.sparsities)
         return (
             f"glass tune {model_name} --seed {self.text.seed} --sparsities {sparsities} --steps {self.num_steps} "
-            f"--learning-rate {self.learning_rate:g} --aggregator {self.aggregator}"
+            f"--rate {self.rate:g} --aggregator {self.aggregator}"
         )
 
 

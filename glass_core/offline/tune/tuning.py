@@ -1,6 +1,7 @@
-"""A tuning run from text to table: write texts, descend, decide on text that neither learned nor stopped, make a table.
+"""A tuning run from text to table: write texts, measure what neurons count for, descend, decide on text that neither
+learned nor stopped, make a table.
 
-The profile `tuned` prunes statically as `sensitivity` does; what is learned are refinement's thresholds.
+The profile `tuned` prunes statically as `sensitivity` does; what is learned are refinement's scores and thresholds.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,16 @@ from glass_core.offline.calibrate.refinement import make_table, score_weights
 from glass_core.offline.generation import cache_for
 from glass_core.offline.progress import Progress
 from glass_core.offline.tune.descent import Descent, DescentState
-from glass_core.offline.tune.domains import DOMAINS, TuningText, draw_texts, max_prompt_tokens, split_texts
-from glass_core.offline.tune.held_out import HeldOut, evaluate, improvement, is_better
+from glass_core.offline.tune.domains import (
+    DOMAINS,
+    TuningText,
+    TuningTexts,
+    draw_texts,
+    max_prompt_tokens,
+    split_texts,
+)
+from glass_core.offline.tune.held_out import HeldOut, evaluate, gains, is_better
+from glass_core.offline.tune.importance import measure_importance
 from glass_core.offline.tune.objectives import TextBatch, read_densely
 from glass_core.offline.tune.offsets import FloatArray, log_thresholds, no_offsets, place
 from glass_core.offline.tune.search import Evaluation, Search, SearchState
@@ -38,13 +47,17 @@ from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.text import TextProcessor
 
 _WIDTH = 0.25
+# thresholds are found by Newton's method, which starts far away
+_MAX_ROUNDS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What a run found: the state it ended in, the best offsets, and how default and tuned did on the deciding text."""
+    """What a run found: the state it ended in, the table it started from, the best offsets to it, and how the default
+    table and the tuned one did on the deciding text."""
 
     state: SearchState
+    start: RefinementTable
     offsets: FloatArray
     default: HeldOut
     tuned: HeldOut
@@ -65,7 +78,9 @@ class Outcome:
             "deciding": {
                 "default_kl": self.default.by_sparsity(),
                 "tuned_kl": self.tuned.by_sparsity(),
-                "mean_log_improvement": improvement(self.tuned, self.default),
+                "gains": [gain.to_json_object() for gain in gains(self.tuned, self.default)],
+                "num_texts": len(self.default.num_tokens),
+                "num_tokens": int(self.default.num_tokens.sum()),
                 "tuned_wins": self.wins,
             },
         }
@@ -84,22 +99,25 @@ class TuningRun:
 
     def execute(self, folder: TuningFolder) -> Outcome:
         """Everything that is not yet done. Raises ConfigurationError when the artifact has no table to start from."""
-        table, weights = self.default_table, self._weights
+        default, default_weights = self.default_table, self._default_weights
         texts = split_texts(folder.texts(self._draw), self.settings.text)
-        batches = [self._batch(weights, texts.learning[start :: self._per_domain]) for start in range(self._per_domain)]
+        start = folder.table(partial(self._start, default, texts))
+        weights = own_weights(start)
+        batches = [self._batch(weights, texts.learning[first :: self._per_domain]) for first in range(self._per_domain)]
         search = Search(
-            table,
-            Descent(table, batches, self.settings),
+            start,
+            Descent(start, batches, self.settings),
             self._batch(weights, texts.stopping),
             self.settings,
         )
         state = search.run(self._state(folder, len(batches)), folder, self.progress)
-        return self._decide(state, self._batch(weights, texts.deciding))
+        return self._decide(state, start, self._batch(default_weights, texts.deciding))
 
-    def tuned_statistics(self, offsets: FloatArray, folder: TuningFolder, command: str) -> GlobalStatistics:
-        """The artifact's statistics with profile and table `tuned` added, or replaced."""
+    def tuned_statistics(self, outcome: Outcome, folder: TuningFolder, command: str) -> GlobalStatistics:
+        """The artifact's statistics with profile and table `tuned` added, or replaced; without an expected KL of it."""
         texts = split_texts(folder.texts(self._draw), self.settings.text)
-        table = self._table(offsets, self._batch(self._weights, texts.stopping))
+        batch = self._batch(own_weights(outcome.start), texts.stopping)
+        table = self._table(outcome.start, outcome.offsets, batch)
         manifest = self.statistics.manifest
         noted: dict[str, CorpusValue] = {
             "tuning_command": command,
@@ -112,6 +130,7 @@ class TuningRun:
             manifest=replace(manifest, corpus=dict(manifest.corpus) | noted),
             profiles=dict(self.statistics.profiles) | {TUNED: Profile(TUNED, static.prune_weights, static.lambdas)},
             refinement=dict(self.statistics.refinement) | {TUNED: table},
+            expected_kl={name: tables for name, tables in self.statistics.expected_kl.items() if name != TUNED},
         )
 
     @property
@@ -126,7 +145,8 @@ class TuningRun:
         return table
 
     @property
-    def _weights(self) -> ScoreWeights:
+    def _default_weights(self) -> ScoreWeights:
+        """Of the default table's scores."""
         gate_rms, down_norm = self.statistics.gate_rms, self.statistics.down_norm
         if gate_rms is None or down_norm is None:
             raise ConfigurationError("the artifact lacks gate_rms or down_norm: run `glass calibrate` again")
@@ -164,28 +184,47 @@ class TuningRun:
         num_layers, num_sparsities = self.model.spec.num_layers, len(self.settings.sparsities)
         return SearchState(DescentState.begin(num_layers, num_batches, num_sparsities, len(DOMAINS)))
 
-    def _decide(self, state: SearchState, batch: TextBatch) -> Outcome:
-        offsets = no_offsets(self.model.spec.num_layers) if state.best is None else state.best
-        judge = partial(evaluate, self.default_table, batch=batch, settings=self.settings)
-        default = judge(offsets=no_offsets(self.model.spec.num_layers), shifts=np.zeros(_shape(self.settings, batch)))
-        return Outcome(state, offsets, default, judge(offsets=offsets, shifts=default.shifts))
+    def _start(self, default: RefinementTable, texts: TuningTexts) -> RefinementTable:
+        """Scores by importance, one threshold for all layers; its reads are right for the first learning texts."""
+        importance = measure_importance(self.model, texts.learning, self.progress)
+        thresholds = np.full((len(default.sparsities), default.num_layers), importance.typical_score, np.float32)
+        rough = RefinementTable(
+            default.sparsities, thresholds, thresholds, importance.up_weights, importance.down_weights
+        )
+        batch = self._batch(own_weights(rough), texts.learning[:: self._per_domain])
+        return self._table(rough, no_offsets(default.num_layers), batch)
 
-    def _table(self, offsets: FloatArray, batch: TextBatch) -> RefinementTable:
-        """Thresholds at all sparsities of the default table, each scaled so that the text reads the rest on average."""
-        sparsities = [round(float(value), 6) for value in self.default_table.sparsities]
+    def _decide(self, state: SearchState, start: RefinementTable, batch: TextBatch) -> Outcome:
+        nothing = no_offsets(self.model.spec.num_layers)
+        offsets = nothing if state.best is None else state.best
+        zeros = np.zeros((len(self.settings.sparsities), len(batch)))
+        default = evaluate(self.default_table, nothing, batch, self.settings, zeros)
+        weighted = batch.weighted(own_weights(start))
+        tuned = evaluate(start, offsets, weighted, self.settings, zeros)
+        return Outcome(state, start, offsets, default, tuned)
+
+    def _table(self, start: RefinementTable, offsets: FloatArray, batch: TextBatch) -> RefinementTable:
+        """Thresholds at all sparsities of a table, each scaled so that the text reads the rest on average."""
+        sparsities = [round(float(value), 6) for value in start.sparsities]
         points = []
         shift = torch.zeros(len(batch), dtype=torch.float64)
         with self.progress.task("measuring thresholds", len(sparsities)) as advance:
-            for sparsity in sparsities:
-                logs = log_thresholds(self.default_table, offsets, sparsity, place(sparsity, self.settings.sparsities))
-                _, shift = batch.at_reads(torch.from_numpy(logs), shift, 1.0 - sparsity, width=_WIDTH)
+            for sparsity in reversed(sparsities):
+                logs = log_thresholds(start, offsets, sparsity, place(sparsity, self.settings.sparsities))
+                _, shift = batch.at_reads(
+                    torch.from_numpy(logs), shift, 1.0 - sparsity, width=_WIDTH, max_rounds=_MAX_ROUNDS
+                )
                 points.append(np.exp(logs + float(shift.mean())).tolist())
                 advance()
-        return make_table(sparsities, points)
+        table = make_table(sparsities, points[::-1])
+        return replace(table, up_weights=start.up_weights, down_weights=start.down_weights)
 
 
-def _shape(settings: TuningSettings, batch: TextBatch) -> tuple[int, int]:
-    return len(settings.sparsities), len(batch)
+def own_weights(table: RefinementTable) -> ScoreWeights:
+    """Those that a tuned table's scores have."""
+    assert table.up_weights is not None
+    assert table.down_weights is not None
+    return ScoreWeights(torch.from_numpy(table.up_weights), torch.from_numpy(table.down_weights))
 
 
 def _curve_point(item: Evaluation) -> dict[str, Any]:

@@ -1,11 +1,17 @@
-"""Partial results of a tuning run: its texts and its state."""
+"""Partial results of a tuning run: its texts, the table that it starts from, and its state."""
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
-from glass_core.offline.partial_results import PartialResults
+import numpy as np
+import numpy.typing as npt
+import safetensors.numpy
+
+from glass_core.offline.partial_results import PartialResults, write_whole
 from glass_core.offline.tune.domains import TuningText
+from glass_core.sparsity.refinement_table import RefinementTable
 
 _STATE = "state"
 
@@ -21,6 +27,13 @@ class TuningFolder(PartialResults):
         stored = self.json("texts", lambda: [[text.domain, text.prompt, text.answer] for text in make()])
         return [TuningText(name, tuple(prompt), tuple(answer)) for name, prompt, answer in stored]
 
+    def table(self, make: Callable[[], RefinementTable]) -> RefinementTable:
+        """The table that the search starts from, measured once."""
+        path = self.path / "start.safetensors"
+        if not path.is_file():
+            write_whole(path, safetensors.numpy.save(_tensors(make())))
+        return RefinementTable(**safetensors.numpy.load(path.read_bytes()))
+
     def load(self) -> dict[str, Any] | None:
         """The state stored last; None before the first."""
         path = self.path / f"{_STATE}.json"
@@ -28,3 +41,8 @@ class TuningFolder(PartialResults):
 
     def store(self, state: dict[str, Any]) -> None:
         self.store_json(_STATE, state)
+
+
+def _tensors(table: RefinementTable) -> dict[str, npt.NDArray[np.float32]]:
+    values = {field.name: getattr(table, field.name) for field in fields(table)}
+    return {name: tensor for name, tensor in values.items() if tensor is not None}
