@@ -1,7 +1,7 @@
 """The artifact's file: one safetensors file whose metadata key `manifest` holds the manifest and profiles as JSON.
 
 Per-neuron tensors are stored as float16 with one float32 scale per layer (`<name>` and `<name>.scale`, value = stored *
-scale), so that the default model's artifact is under 1 MB; plain float32 is read as well. Files are untrusted: never
+scale), so that the default model's artifact is about 1 MB; plain float32 is read as well. Files are untrusted: never
 pickle, every size, shape, type and value is checked. Writing is atomic.
 """
 

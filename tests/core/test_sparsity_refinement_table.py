@@ -11,14 +11,16 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from glass_core.errors import ArtifactError, ConfigurationError, InvalidRequestError
-from glass_core.sparsity.artifact import read_artifact, write_artifact
+from glass_core.sparsity.artifact import GlobalStatistics, read_artifact, write_artifact
 from glass_core.sparsity.budget import uniform_profile
 from glass_core.sparsity.refinement_table import RefinementTable
-from tests.core.sparsity_samples import NUM_LAYERS, make_statistics, property_test
+from glass_core.sparsity.stored_tensor import as_stored
+from tests.core.sparsity_samples import NUM_LAYERS, SHAPE, make_statistics, property_test, random_scores
 
 SPARSITIES = np.array([0.1, 0.3, 0.6], np.float32)
 UP = np.array([[1, 2, 3], [3, 2, 1], [5, 5, 5]], np.float32)
 DOWN = np.array([[0, 0, 0], [1, 1, 1], [4, 2, 1]], np.float32)
+WEIGHTS = {"up_weights": random_scores(31), "down_weights": random_scores(32)}
 
 
 def make_table(**changes: Any) -> RefinementTable:
@@ -70,6 +72,11 @@ def test_beyond_the_last_point_is_an_error_with_the_range(sparsity: float) -> No
         ({"sparsities": SPARSITIES[::-1].copy()}, "must ascend"),
         ({"sparsities": np.array([0.0, 0.1, 0.2], np.float32)}, "must ascend"),
         ({"sparsities": np.array([0.1, 0.2, 1.0], np.float32)}, "must ascend"),
+        ({"up_weights": WEIGHTS["up_weights"]}, r"or neither; got \[\(3, 40\), None\]"),
+        ({"down_weights": WEIGHTS["down_weights"]}, r"or neither; got \[None, \(3, 40\)\]"),
+        ({name: values[:2] for name, values in WEIGHTS.items()}, r"got \[\(2, 40\), \(2, 40\)\]"),
+        ({name: values[0] for name, values in WEIGHTS.items()}, r"\(layers, neurons\)"),
+        (WEIGHTS | {"down_weights": -WEIGHTS["down_weights"]}, "down_weights must be finite float32, not negative"),
     ],
 )
 def test_impossible_tables_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -77,7 +84,7 @@ def test_impossible_tables_are_refused(changes: dict[str, Any], message: str) ->
         make_table(**changes)
 
 
-def refined_statistics(**changes: Any) -> Any:
+def refined_statistics(**changes: Any) -> GlobalStatistics:
     profiles = {"uniform": uniform_profile(NUM_LAYERS)}
     return make_statistics(profiles=profiles, refinement={"uniform": make_table(**changes)})
 
@@ -91,6 +98,19 @@ def test_an_artifact_keeps_its_tables(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.down_thresholds, DOWN)
 
 
+def test_an_artifact_keeps_a_tables_own_weights(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    write_artifact(first, refined_statistics(**WEIGHTS))
+    table = read_artifact(first).refinement["uniform"]
+    for name, values in WEIGHTS.items():
+        found = getattr(table, name)
+        np.testing.assert_allclose(found, values, rtol=1e-3, atol=1e-6 * float(values.max()))
+        np.testing.assert_array_equal(found, as_stored(values))
+        np.testing.assert_array_equal(found, as_stored(found))
+    write_artifact(second, read_artifact(first))
+    assert second.read_bytes() == first.read_bytes()
+
+
 def test_an_artifact_without_tables_has_none(tmp_path: Path) -> None:
     path = tmp_path / "artifact.safetensors"
     write_artifact(path, make_statistics())
@@ -102,6 +122,8 @@ def test_tables_must_fit_profiles_and_layers() -> None:
         make_statistics(refinement={"uniform": make_table()})
     with pytest.raises(ArtifactError, match="expected 3 layers, got 2"):
         refined_statistics(up_thresholds=UP[:, :2].copy(), down_thresholds=DOWN[:, :2].copy())
+    with pytest.raises(ArtifactError, match=r"expected weights of shape \(3, 40\), got \(3, 39\)"):
+        refined_statistics(**{name: values[:, 1:] for name, values in WEIGHTS.items()})
 
 
 @pytest.mark.parametrize(
@@ -115,8 +137,25 @@ def test_tables_must_fit_profiles_and_layers() -> None:
     ],
 )
 def test_hostile_tables_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
-    path = tmp_path / "artifact.safetensors"
-    write_artifact(path, refined_statistics())
+    refuse(tmp_path / "artifact.safetensors", refined_statistics(), changes, message)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"refinement.uniform.down_weights": None}, r"missing tensors \['refinement.uniform.down_weights'\]"),
+        ({"refinement.uniform.up_weights.scale": None}, r"missing tensors \['refinement.uniform.up_weights.scale'\]"),
+        ({"refinement.uniform.up_weights": WEIGHTS["up_weights"]}, r"up_weights: expected F16 of shape \(3, 40\)"),
+        ({"refinement.uniform.up_weights": np.full(SHAPE, np.inf, np.float16)}, "up_weights must be finite"),
+        ({"refinement.uniform.down_weights.scale": np.full(3, -1, np.float32)}, "not negative"),
+    ],
+)
+def test_hostile_weights_are_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    refuse(tmp_path / "artifact.safetensors", refined_statistics(**WEIGHTS), changes, message)
+
+
+def refuse(path: Path, statistics: GlobalStatistics, changes: dict[str, Any], message: str) -> None:
+    write_artifact(path, statistics)
     with safe_open(str(path), framework="numpy") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict

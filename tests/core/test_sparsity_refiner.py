@@ -1,5 +1,6 @@
 """Refined plans: what they hold, when they can be had, and what is said when not."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from glass_core.api import SparsityParams
 from glass_core.errors import InvalidRequestError, MissingStatisticsError
 from glass_core.sparsity.artifact import GlobalStatistics
-from glass_core.sparsity.budget import uniform_profile
+from glass_core.sparsity.budget import Profile, uniform_profile
 from glass_core.sparsity.refinement_table import RefinementTable
 from tests.core.sparsity_samples import NUM_LAYERS, NUM_NEURONS, SHAPE, make_selector, make_statistics, random_scores
 
@@ -59,6 +60,21 @@ def test_plans_share_their_arrays() -> None:
     assert again is not None
     assert again is not first
     assert again.refinement is first.refinement
+
+
+def test_a_table_with_weights_of_its_own_is_scored_by_them() -> None:
+    tables = {"uniform": TABLE, "tuned": replace(TABLE, up_weights=random_scores(31), down_weights=random_scores(32))}
+    profiles = {name: Profile(name, (1.0,) * NUM_LAYERS) for name in tables}
+    selector = make_selector(refinable(profiles=profiles, refinement=tables))
+    plans = {name: selector.select(replace(REFINED, profile=name), None) for name in tables}
+    for name, seed in (("uniform", 22), ("tuned", 32)):
+        plan = plans[name]
+        assert plan is not None
+        assert plan.refinement is not None
+        np.testing.assert_array_equal(plan.refinement.down_norms, random_scores(seed))
+    assert plan is not None
+    assert plan.refinement is not None
+    np.testing.assert_array_equal(plan.refinement.up_weights, random_scores(31))
 
 
 def test_refined_plans_need_no_prompt_and_no_method_of_their_own() -> None:
