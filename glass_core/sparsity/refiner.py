@@ -68,16 +68,12 @@ class Refiner:
             sparsity_requested=params.sparsity,
             intermediate_size=self.budgets[0],
             neurons=self._pool,
-<<<<<<< HEAD
             refinement=self._refinements(params.profile, params.sparsity),
-=======
-            refinement=Refinement(*self._weights[params.profile], up_thresholds, down_thresholds, reads=params.density),
->>>>>>> 39c0b49 (Tune what neurons count for, and take damped Newton steps on all texts, decided by paired intervals)
         )
 
     def _refinement(self, profile: str, sparsity: float) -> Refinement:
         up_thresholds, down_thresholds = self._tables[profile].thresholds(sparsity)
-        return Refinement(self._up_weights, self._down_norms, up_thresholds, down_thresholds, reads=1.0 - sparsity)
+        return Refinement(*self._weights[profile], up_thresholds, down_thresholds, reads=1.0 - sparsity)
 
 
 def _own_weights(table: RefinementTable) -> tuple[FloatArray, FloatArray] | None:
