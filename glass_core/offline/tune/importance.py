@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from glass_core.offline.calibrate.instrumented import TracingFfn, run_sequence
+from glass_core.offline.calibrate.instrumented import TracingFfn, final_states
 from glass_core.offline.calibrate.statistics import Float32Array, next_token_loss
 from glass_core.offline.progress import Progress
 from glass_core.offline.tune.domains import TuningText
@@ -88,8 +88,8 @@ def _of_text(model: TorchModel, text: TuningText) -> _Sums:
     token_ids, start = torch.tensor(text.prompt + text.answer, device=model.device), len(text.prompt)
     with torch.enable_grad():
         ffn = TracingFfn(model)
-        logits = run_sequence(model, token_ids, ffn)
-        loss = next_token_loss(logits.float(), token_ids, start + 1)
+        hidden = final_states(model, token_ids, ffn)
+        loss = next_token_loss(model.logits(hidden).float(), token_ids, start + 1)
         gradients = torch.autograd.grad(loss, [trace.z for trace in ffn.traces])
     decoded = slice(start, -1)
     return _Sums(
