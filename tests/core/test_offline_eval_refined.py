@@ -101,7 +101,8 @@ def test_the_native_runner_decodes_rows_as_one_by_one(
 
 def test_answers_are_held_together_only_for_refined_conditions() -> None:
     long = [Answer((1,), tuple(range(4001))), *ANSWERS[:2], Answer((1,), tuple(range(6001)))]
-    assert [len(chunk) for chunk in chunks(long, [STATIC])] == [1, 1, 1, 1]
-    assert [len(chunk) for chunk in chunks(long, [STATIC, *REFINED])] == [3, 1]
-    assert [answer for chunk in chunks(long, REFINED) for answer in chunk] == long
-    assert list(chunks([], REFINED)) == []
+    assert [len(chunk) for chunk in chunks(long, [STATIC], 49152)] == [1, 1, 1, 1]
+    assert [len(chunk) for chunk in chunks(long, [STATIC, *REFINED], 49152)] == [3, 1]
+    assert [len(chunk) for chunk in chunks(long, REFINED, 262144)] == [1, 2, 1]
+    assert [answer for chunk in chunks(long, REFINED, 49152) for answer in chunk] == long
+    assert list(chunks([], REFINED, 49152)) == []

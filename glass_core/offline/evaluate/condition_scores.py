@@ -12,16 +12,16 @@ from glass_core.offline.evaluate.refined_scores import score_refined
 from glass_core.offline.evaluate.scores import AnswerScore, score_predictions
 from glass_core.offline.evaluate.subjects import Subject
 
-# scored tokens of all answers that are held at once, unless one has more: their dense predictions take 200 KB each
-_MAX_TOKENS = 6144
+# dense predictions of all answers that are held at once, unless one's take more: 6144 tokens of a vocabulary of 49 152
+_MAX_BYTES = 1152 << 20
 
 # of one subject: a score per answer, in order
 Scores = dict[SparsityParams, list[AnswerScore]]
 
 
-def chunks(answers: Iterable[Answer], wanted: Sequence[SparsityParams]) -> Iterator[list[Answer]]:
+def chunks(answers: Iterable[Answer], wanted: Sequence[SparsityParams], vocab_size: int) -> Iterator[list[Answer]]:
     """The answers in order: as many together as memory allows where refined conditions decode them side by side."""
-    most = _MAX_TOKENS if any(params.refine for params in wanted) else 0
+    most = _MAX_BYTES // (4 * vocab_size) if any(params.refine for params in wanted) else 0
     chunk: list[Answer] = []
     for answer in answers:
         if chunk and sum(len(one.token_ids) - 1 for one in [*chunk, answer]) > most:

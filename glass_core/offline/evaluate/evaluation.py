@@ -173,7 +173,8 @@ class LongformRun:
         """As `_score`, in as many parts as memory asks for."""
         nll: list[float] = []
         with self.progress.task("scoring answers", len(answers)) as advance:
-            for chunk in chunks(answers, [condition.params for condition in columns[0]]):
+            wanted = [condition.params for condition in columns[0]]
+            for chunk in chunks(answers, wanted, self.model.spec.vocab_size):
                 nll += self._score(chunk, subjects, columns)
                 for _ in chunk:
                     advance()
