@@ -239,6 +239,28 @@ def test_command_line(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFix
     )
 
 
+def test_a_template_gives_a_base_model_chats(tmp_path: Path) -> None:
+    folder, artifact = save_tiny_model(tmp_path / "base", "llama"), tmp_path / "artifact.safetensors"
+    (folder / "chat_template.jinja").unlink()
+    template = tmp_path / "questions.jinja"
+    template.write_text("{{ bos_token }}quick {{ messages[0].content }} dog", encoding="utf-8")
+    flags = ["--num-sequences", "2", "--sequence-length", "10", "--num-held-out", "1", "--output", str(artifact)]
+    assert main(["calibrate", str(folder), "--source", "chat", "--chat-template", str(template), *flags]) == 0
+    manifest = read_artifact(artifact).manifest
+    assert manifest.corpus["chat_template"] == "questions.jinja"
+    assert manifest.corpus["expected_kl_source"] == "chat"
+    assert manifest.command.endswith(" --chat-template questions.jinja")
+
+
+def test_partial_results_belong_to_a_templates_content(tmp_path: Path) -> None:
+    template = tmp_path / "questions.jinja"
+    keys = set()
+    for text in ("one", "two"):
+        template.write_text(text, encoding="utf-8")
+        keys.add(CalibrationSettings(source="chat", chat_template=str(template)).key("model"))
+    assert len(keys | {CalibrationSettings(source="chat").key("model")}) == 3
+
+
 def test_bad_settings_name_the_field(model_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["calibrate", str(model_dir), "--source", "missing.txt"]) == 1
     assert "source must be null, chat or a text file, got 'missing.txt'" in capsys.readouterr().err

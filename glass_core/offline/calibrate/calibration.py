@@ -167,6 +167,7 @@ class CalibrationRun:
             corpus={
                 "source": settings.source_name,
                 "sampler": sampler_description(settings.source),
+                **({} if settings.template_name is None else {"chat_template": settings.template_name}),
                 "seed": settings.seed,
                 "num_sequences": len(measured),
                 "sequence_length": settings.sequence_length,

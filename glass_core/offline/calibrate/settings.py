@@ -19,13 +19,15 @@ _WORK_FORMAT = 3
 @dataclass(frozen=True, slots=True)
 class CalibrationSettings:
     """`source` is null, chat or a text file's path. `num_sequences` sequences of up to `sequence_length` tokens (the
-    template prefix not counted) give the statistics, `num_held_out` more the layer sensitivities."""
+    template prefix not counted) give the statistics, `num_held_out` more the layer sensitivities. `chat_template` names
+    the template that chats are written under in place of the model's own: a Jinja file, or one of the checkpoint's."""
 
     source: str = NULL_SOURCE
     seed: int = 0
     num_sequences: int = 24
     sequence_length: int = 192
     num_held_out: int = 4
+    chat_template: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("num_sequences", "num_held_out"):
@@ -48,6 +50,11 @@ class CalibrationSettings:
         """What the manifest says: a file's name without its folder."""
         return self.source if self.file is None else self.file.name
 
+    @property
+    def template_name(self) -> str | None:
+        """What the manifest says of the template: a file's name without its folder."""
+        return None if self.chat_template is None else Path(self.chat_template).name
+
     def for_refinement(self) -> "CalibrationSettings":
         """Of the chats that refinement's thresholds are measured on when the corpus itself is none."""
         total = min(NUM_REFINEMENT_SEQUENCES, self.num_sequences)
@@ -65,14 +72,19 @@ class CalibrationSettings:
 
     def key(self, fingerprint: str) -> str:
         """Identity of the run: equal keys mean partial results may be reused."""
-        content = None if self.file is None else hashlib.sha256(self.file.read_bytes()).hexdigest()
-        parts = [_WORK_FORMAT, fingerprint, asdict(self), content]
+        template = None if self.chat_template is None else Path(self.chat_template)
+        contents = [
+            hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None
+            for file in (self.file, template)
+        ]
+        parts = [_WORK_FORMAT, fingerprint, asdict(self), *contents]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
     def command(self, model_name: str) -> str:
         """The command that repeats the run."""
+        template = "" if self.template_name is None else f" --chat-template {self.template_name}"
         return (
             f"glass calibrate {model_name} --source {self.source_name} --seed {self.seed} "
             f"--num-sequences {self.num_sequences} --sequence-length {self.sequence_length} "
-            f"--num-held-out {self.num_held_out}"
+            f"--num-held-out {self.num_held_out}{template}"
         )

@@ -23,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="null: the model writes from BOS alone; chat: it writes a user message and its own answer under the chat "
         "template; FILE: a text file (default: null)",
     )
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE|NAME",
+        help="write chats under this template in place of the model's own: a Jinja file, or the name of one of the "
+        "checkpoint's. Gives a base model chats, such as questions and answers (default: the model's own)",
+    )
     parser.add_argument("--output", type=Path, metavar="PATH", help="default: ./MODEL-SOURCE.safetensors")
     parser.add_argument("--seed", type=int, default=0, help="of the corpus (default: 0)")
     parser.add_argument("--num-sequences", type=int, default=24, help="sequences measured (default: 24)")
@@ -55,13 +61,14 @@ def run(args: argparse.Namespace) -> int:
         num_sequences=args.num_sequences,
         sequence_length=args.sequence_length,
         num_held_out=args.num_held_out,
+        chat_template=args.chat_template,
     )
     model_dir = resolve_model(args.model)
     name = model_dir.name
     output: Path = args.output or Path(f"{name}-{Path(settings.source_name).stem}.safetensors")
-    calibration = CalibrationRun(
-        load_model(model_dir, args.device), load_text_processor(model_dir), model_dir, name, settings, ConsoleProgress()
-    )
+    text = load_text_processor(model_dir, settings.chat_template)
+    model = load_model(model_dir, args.device)
+    calibration = CalibrationRun(model, text, model_dir, name, settings, ConsoleProgress())
     if args.only is None:
         statistics = calibration.execute(output)
     else:
