@@ -231,13 +231,14 @@ def work_of(header: ImageHeader, plan: SparsityPlan) -> tuple[int, int]:
     """FLOPs and bytes of one token under a plan of `far_from_thresholds`."""
     spec, refinement = header.spec, plan.refinement
     assert refinement is not None
-    row, vectors, num_bytes = row_bytes(KINDS[header.format], spec.hidden_size), 0, 0  # type: ignore[arg-type]
+    gate_bytes, vectors, num_bytes = row_bytes(KINDS[header.format], spec.hidden_size), 0, 0  # type: ignore[arg-type]
     for layer, pool in enumerate(plan.neurons):
         gated = pool[refinement.up_weights[layer][pool] > 0]
         summed = gated[refinement.down_norms[layer][gated] > 0]
-        records, scales = header.tensors[f"layers.{layer}.ffn"], header.tensors.get(f"layers.{layer}.ffn_down_scales")
+        up, records = (header.tensors[f"layers.{layer}.{name}"] for name in ("up", "neurons"))
+        scales = header.tensors.get(f"layers.{layer}.down_scales")
         vectors += len(pool) + len(gated) + len(summed)
-        num_bytes += row * (len(pool) + len(gated)) + (records.row_bytes - 2 * row) * len(summed)
+        num_bytes += up.row_bytes * len(pool) + gate_bytes * len(gated) + (records.row_bytes - gate_bytes) * len(summed)
         num_bytes += 0 if scales is None else scales.row_bytes * len(np.unique(summed // 32))
     return 2 * spec.hidden_size * vectors, num_bytes
 

@@ -85,7 +85,7 @@ def image_step_traffic(
     shared = sum(
         tensor.num_bytes
         for name, tensor in header.tensors.items()
-        if name.startswith("layers.") and not name.endswith((".ffn", ".ffn_down_scales"))
+        if name.startswith("layers.") and not name.endswith((".up", ".neurons", ".down_scales"))
     )
     embedding = header.tensors["embed_tokens"]
     head = embedding if spec.tie_word_embeddings else header.tensors["lm_head"]

@@ -1,7 +1,7 @@
 """Makes a weight image: which tensors it has, in which kind each is stored, and their packing.
 
 int4 images hold the embedding and the LM head in 8 bits unless the source has them in 4: they are a fifth of a small
-model and the most sensitive matrices. Neuron records always have the image's own kind.
+model and the most sensitive matrices. The FFN always has the image's own kind.
 """
 
 from collections import defaultdict
@@ -64,8 +64,9 @@ def _layer_names(spec: ModelSpec, image_format: str) -> list[str]:
         "o_bias": spec.attention_output_bias,
         "attention_output_norm": spec.sandwich_norms,
         "post_norm": True,
-        "ffn": True,
-        "ffn_down_scales": image_format != "bf16",
+        "up": True,
+        "neurons": True,
+        "down_scales": image_format != "bf16",
         "gate_bias": spec.mlp_bias,
         "up_bias": spec.mlp_bias,
         "down_bias": spec.mlp_bias,
@@ -88,9 +89,11 @@ VECTORS: Mapping[str, tuple[str, ...]] = {
     "down_bias": ("mlp.down_proj.bias",),
     "ffn_output_norm": ("ffn_output_norm.weight",),
 }
-_ROWS: Mapping[str, tuple[str, ...]] = {
+# matrices of a layer -> canonical names of what they hold, rows after rows
+ROWS: Mapping[str, tuple[str, ...]] = {
     "qkv": tuple(f"{name}.weight" for name in _QKV),
     "o": ("self_attn.o_proj.weight",),
+    "up": ("mlp.up_proj.weight",),
 }
 
 
@@ -107,12 +110,12 @@ class _Builder:
         """Add every tensor; yields the name of each that was added."""
         spec = self._source.spec
         head_kind: Kind = "q8" if self._kind == "q4" else self._kind
-        yield self._rows("embed_tokens", ("embed_tokens.weight",), fallback=head_kind)
+        yield self._add_rows("embed_tokens", self._matrix(("embed_tokens.weight",), head_kind))
         for index in range(spec.num_layers):
             yield from self._layer(f"layers.{index}.")
         yield self._vector("norm", ("norm.weight",))
         if not spec.tie_word_embeddings:
-            yield self._rows("lm_head", ("lm_head.weight",), fallback=head_kind)
+            yield self._add_rows("lm_head", self._matrix(("lm_head.weight",), head_kind))
 
     def write_notes(self) -> None:
         for (stored, kind), names in sorted(self._inexact.items()):
@@ -121,11 +124,13 @@ class _Builder:
 
     def _layer(self, prefix: str) -> Iterator[str]:
         for name in _layer_names(self._source.spec, "bf16"):  # the scales come with the neurons
-            if name == "ffn":
+            if name == "neurons":
                 yield from self._neurons(prefix)
-            elif name in _ROWS:
-                parts = tuple(prefix + part for part in _ROWS[name])
-                yield self._rows(prefix + name, parts, fallback=self._kind)
+            elif name == "up":  # of the image's own kind, as the records are
+                yield self._add_rows(prefix + name, self._in_kind(prefix + ROWS[name][0], self._kind))
+            elif name in ROWS:
+                parts = tuple(prefix + part for part in ROWS[name])
+                yield self._add_rows(prefix + name, self._matrix(parts, self._kind))
             else:
                 yield self._vector(prefix + name, tuple(prefix + part for part in VECTORS[name]))
 
@@ -136,8 +141,7 @@ class _Builder:
         self._writer.add(name, "f32", values.view(np.uint8)[None], shape=values.shape, padded_cols=len(values))
         return name
 
-    def _rows(self, name: str, parts: tuple[str, ...], *, fallback: Kind) -> str:
-        blocks = self._matrix(parts, fallback)
+    def _add_rows(self, name: str, blocks: Blocks) -> str:
         self._writer.add(
             name, f"rows_{blocks.kind}", pack_rows(blocks), shape=blocks.shape, padded_cols=padded(blocks.shape[1])
         )
@@ -168,15 +172,13 @@ class _Builder:
         return blocks
 
     def _neurons(self, prefix: str) -> Iterator[str]:
-        gate, up, down = (
-            self._in_kind(f"{prefix}mlp.{name}_proj.weight", self._kind) for name in ("gate", "up", "down")
-        )
+        gate, down = (self._in_kind(f"{prefix}mlp.{name}_proj.weight", self._kind) for name in ("gate", "down"))
         hidden = padded(gate.shape[1])
-        records = pack_neurons(gate, up, down)
-        self._writer.add(f"{prefix}ffn", "neurons", records, shape=gate.shape, padded_cols=hidden)
-        yield f"{prefix}ffn"
+        records = pack_neurons(gate, down)
+        self._writer.add(f"{prefix}neurons", "neurons", records, shape=gate.shape, padded_cols=hidden)
+        yield f"{prefix}neurons"
         if self._kind != "bf16":
             scales = pack_down_scales(down)
             shape = (len(scales), gate.shape[1])
-            self._writer.add(f"{prefix}ffn_down_scales", "down_scales", scales, shape=shape, padded_cols=hidden)
-            yield f"{prefix}ffn_down_scales"
+            self._writer.add(f"{prefix}down_scales", "down_scales", scales, shape=shape, padded_cols=hidden)
+            yield f"{prefix}down_scales"

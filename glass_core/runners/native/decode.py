@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from glass_core.runners.native.build_image import FORMAT_KINDS, VECTORS
+from glass_core.runners.native.build_image import FORMAT_KINDS, ROWS, VECTORS
 from glass_core.runners.native.image import ImageHeader, ImageTensor, map_payload
 from glass_core.runners.native.packing import Bytes, Floats, Kind, unpack_neurons, unpack_rows
 
@@ -26,11 +26,10 @@ def _decode(header: ImageHeader, payload: Bytes, name: str, tensor: ImageTensor)
     layer, part = name.rpartition(".")[0], name.rpartition(".")[2]
     prefix = f"{layer}." if layer else ""
     if tensor.kind == "neurons":
-        scales = header.tensors.get(f"{name}_down_scales")
-        kind = FORMAT_KINDS[header.format]
+        scales = header.tensors.get(f"{prefix}down_scales")
         planes = None if scales is None else _rows(payload, scales)
-        blocks = unpack_neurons(raw, planes, kind, tensor.shape[1])
-        for projection, block in zip(("gate", "up", "down"), blocks, strict=True):
+        blocks = unpack_neurons(raw, planes, FORMAT_KINDS[header.format], tensor.shape[1])
+        for projection, block in zip(("gate", "down"), blocks, strict=True):
             yield f"{prefix}mlp.{projection}_proj.weight", block.decode()
         return
     values = _values(raw, tensor)
@@ -38,8 +37,8 @@ def _decode(header: ImageHeader, payload: Bytes, name: str, tensor: ImageTensor)
         yield _TOP[name], _stored(header, name, values)
     elif part in ("qkv", "qkv_bias"):
         yield from _split_qkv(header, prefix, values, "weight" if part == "qkv" else "bias")
-    elif part == "o":
-        yield f"{prefix}self_attn.o_proj.weight", values
+    elif part in ROWS:
+        yield prefix + ROWS[part][0], values
     else:
         yield prefix + VECTORS[part][0], _stored(header, part, values)
 

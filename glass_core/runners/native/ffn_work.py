@@ -1,8 +1,8 @@
 """How much FFN work a step over given neurons is, from a weight image's real sizes.
 
 One place for the count that the extension makes of what it executed, the count of what a plan alone would take, and
-the bench's rooflines. Bytes are those of the neurons' records and of the scale vectors of every group of 32 neurons
-that has one of them, padding included.
+the bench's rooflines. Bytes are those of the neurons' up rows and records, and of the scale vectors of every group of
+32 neurons that has one of them, padding included.
 """
 
 from dataclasses import dataclass
@@ -40,10 +40,13 @@ def plan_work(header: ImageHeader, plan: SparsityPlan) -> FfnWork:
 
 def layer_bytes(header: ImageHeader, layer: int, neurons: NeuronIndices | None) -> int:
     """Weight bytes of these neurons of one layer, ascending; None = all of them."""
-    records, scales = header.tensors[f"layers.{layer}.ffn"], header.tensors.get(f"layers.{layer}.ffn_down_scales")
+    per_neuron = [header.tensors[f"layers.{layer}.{name}"] for name in ("up", "neurons")]
+    scales = header.tensors.get(f"layers.{layer}.down_scales")
+    per_group = [] if scales is None else [scales]
     if neurons is None:
-        return records.num_bytes + (0 if scales is None else scales.num_bytes)
-    return len(neurons) * records.row_bytes + (0 if scales is None else _num_groups(neurons) * scales.row_bytes)
+        return sum(tensor.num_bytes for tensor in per_neuron + per_group)
+    num_groups = _num_groups(neurons)
+    return len(neurons) * sum(t.row_bytes for t in per_neuron) + num_groups * sum(t.row_bytes for t in per_group)
 
 
 def _num_groups(neurons: NeuronIndices) -> int:

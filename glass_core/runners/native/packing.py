@@ -6,13 +6,14 @@ A row of K values is padded to Kp, a multiple of 64; a group is 32 values along 
                high nibble; then (scale, minimum) as float16 pairs, one a group. value = scale * code + minimum
     rows_q8    Kp unsigned codes; then one float16 scale a group. value = scale * (code - 128)
     rows_bf16  Kp bfloat16
-    neurons    a record per FFN neuron: its up row and its gate row, each as above, then its column of down_proj as
-               codes over the outputs, without scales (bfloat16 values for bf16). Up comes first because refined rows
-               read it of all neurons: where a record begins, it takes the fewest cache lines
+    neurons    a record per FFN neuron: its gate row as above, then its column of down_proj as codes over the outputs,
+               without scales (bfloat16 values for bf16). A refined token reads up_proj of all neurons, in order, but
+               gate and down of chosen ones only: up_proj is a matrix of rows by itself, and of a chosen neuron one
+               long piece is read, where two short ones would fetch half as much again that nobody wants
     down_scales  groups of down_proj run along the neurons, so 32 neurons share one scale per output: for each group
                Hp float16 scales, and for q4 Hp float16 minimums
 
-Every row is padded to a multiple of 8 bytes, a neuron's record to a multiple of 64.
+Every row and record is padded to a multiple of 8 bytes.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ Halves = npt.NDArray[np.float16]
 Codes = npt.NDArray[Any]  # uint8, or uint16 for bfloat16 bits
 GROUP, CHUNK = 32, 64
 Q8_ZERO = 128
-RECORD_ALIGNMENT = 64
 _ROW_ALIGNMENT = 8
 
 
@@ -122,23 +122,22 @@ def unpack_rows(packed: Bytes, kind: Kind, cols: int) -> Blocks:
     return Blocks(kind, codes, planes[..., 0], planes[..., 1] if kind == "q4" else None)
 
 
-def pack_neurons(gate: Blocks, up: Blocks, down: Blocks) -> Bytes:
-    """Neuron records, (neurons, record bytes). gate, up: (neurons, hidden); down: (hidden, neurons) as in HF."""
-    parts = [pack_rows(up), pack_rows(gate), _pack_codes(down.codes.T, down.kind)]
-    return _beside(parts, padded(sum(part.shape[1] * part.itemsize for part in parts), RECORD_ALIGNMENT))
+def pack_neurons(gate: Blocks, down: Blocks) -> Bytes:
+    """Neuron records, (neurons, record bytes). gate: (neurons, hidden); down: (hidden, neurons) as in HF."""
+    parts = [pack_rows(gate), _pack_codes(down.codes.T, down.kind)]
+    return _beside(parts, padded(sum(part.shape[1] * part.itemsize for part in parts), _ROW_ALIGNMENT))
 
 
-def unpack_neurons(packed: Bytes, scales: Bytes | None, kind: Kind, hidden: int) -> tuple[Blocks, Blocks, Blocks]:
-    """Inverse of `pack_neurons` and `pack_down_scales`: gate, up, down."""
+def unpack_neurons(packed: Bytes, scales: Bytes | None, kind: Kind, hidden: int) -> tuple[Blocks, Blocks]:
+    """Inverse of `pack_neurons` and `pack_down_scales`: gate, down."""
     width, num_neurons = row_bytes(kind, hidden), len(packed)
-    up = unpack_rows(packed[:, :width], kind, hidden)
-    gate = unpack_rows(packed[:, width : 2 * width], kind, hidden)
-    codes = np.ascontiguousarray(_unpack_codes(packed[:, 2 * width :], kind, hidden).T)
+    gate = unpack_rows(packed[:, :width], kind, hidden)
+    codes = np.ascontiguousarray(_unpack_codes(packed[:, width:], kind, hidden).T)
     if scales is None:
-        return gate, up, Blocks(kind, codes)
+        return gate, Blocks(kind, codes)
     planes = scales.view(np.float16).reshape(padded(num_neurons, GROUP) // GROUP, -1, padded(hidden))[..., :hidden]
     columns = np.ascontiguousarray(planes.transpose(1, 2, 0))  # (scale or minimum, hidden, groups)
-    return gate, up, Blocks(kind, codes, columns[0], columns[1] if kind == "q4" else None)
+    return gate, Blocks(kind, codes, columns[0], columns[1] if kind == "q4" else None)
 
 
 def pack_down_scales(down: Blocks) -> Bytes:

@@ -27,6 +27,10 @@ inline constexpr int32_t kTokenTile = 64;
 // long walk over the weights can be prefetched; many tokens keep z in the first levels of the cache.
 inline constexpr int32_t kTurnValues = 16384;
 
+// Bytes of neuron records that a thread works on at a time, where few tokens would let it walk more: processors fetch
+// much of a column of down with the gate row before it, and it should still be in the second-level cache when it is read.
+inline constexpr size_t kTurnBytes = 512 << 10;
+
 // What the FFNs of a step executed, summed over layers.
 struct FfnWork {
     int64_t vectors = 0;  // rows of up and gate, columns of down: each was multiplied for every token of the step
@@ -81,6 +85,7 @@ private:
     const LayerPlan* walk_for(int32_t layer, const Plan* shared, uint32_t* words) const;
     void run_tile(const FfnWeights& ffn, const Tile& tile, Activations& x);
     void run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
+    int32_t chunks_per_turn(const FfnWeights& ffn, int32_t num_tokens) const;
     NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
     void activate(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
     void run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);

@@ -37,8 +37,9 @@ void FfnStep::choose_gates(const FfnWeights& ffn, const Turn& turn, const Tile& 
         const LayerRefinement& refinement = own.refinement();
         kernels_.drop_below(up, refinement.up_weights, walked.index,
                             refined_[token].scale * refinement.up_threshold, walked.count, marks);
-        cascades_.note(refined_[token].row, tile.layer, CascadeCounts::gate, walked.index, marks, walked.count,
-                       tile.thread);
+        int32_t* kept = scratch.gate_list.data();
+        const int32_t num_kept = kernels_.gather_marked(marks, walked.count, walked.index, kept);
+        cascades_.note(refined_[token].row, tile.layer, CascadeCounts::gate, {kept, num_kept}, tile.thread);
     }
 }
 
@@ -57,8 +58,9 @@ void FfnStep::choose_outputs(const FfnWeights& ffn, const Turn& turn, const Tile
                 (*token_plans_[token])[static_cast<size_t>(tile.layer)].refinement();
             kernels_.drop_below(gate, refinement.down_norms, gated.index,
                                 refined_[token].scale * refinement.down_threshold, gated.count, marks);
-            cascades_.note(refined_[token].row, tile.layer, CascadeCounts::down, gated.index, marks, gated.count,
-                           tile.thread);
+            int32_t* kept = scratch.down_list.data();
+            const int32_t num_kept = kernels_.gather_marked(marks, gated.count, gated.index, kept);
+            cascades_.note(refined_[token].row, tile.layer, CascadeCounts::down, {kept, num_kept}, tile.thread);
         }
         kernels_.clear_unmarked(marks, gated.count, gate);
         // a dense token keeps all, so nothing was left out
@@ -91,10 +93,7 @@ NeuronRange FfnStep::narrow(const Turn& turn, const Tile& tile, const NeuronRang
 void FfnStep::count_executed(const FfnWeights& ffn, const Tile& tile, int32_t num_up, int32_t num_gate,
                              const NeuronRange& summed) {
     if (tile.first > 0) return;
-    FfnParts parts{num_up, num_gate, summed.count, 0};
-    for (int32_t i = 0; i < summed.count; ++i) {
-        parts.down_groups += i == 0 || summed.index[i] / kGroup != summed.index[i - 1] / kGroup;
-    }
+    const FfnParts parts{num_up, num_gate, summed.count, count_groups(summed)};
     FfnWork& executed = scratch_[static_cast<size_t>(tile.thread)].executed;
     executed.vectors += parts.vectors();
     executed.bytes += parts.bytes(ffn);

@@ -28,7 +28,7 @@ private:
 };
 
 int32_t num_probed_layers(const ModelShape& shape, const ModelWeights& weights) {
-    const size_t layer_bytes = weights.layers.front().ffn.record_bytes * static_cast<size_t>(shape.intermediate_size);
+    const size_t layer_bytes = weights.layers.front().ffn.neuron_bytes() * static_cast<size_t>(shape.intermediate_size);
     return std::min(shape.num_layers, static_cast<int32_t>(kProbeBytes / layer_bytes + 1));
 }
 

@@ -32,7 +32,7 @@ size_t scale_bytes(Format format, int32_t hidden_padded) {
     return format == Format::q4 ? 2 * plane : (format == Format::q8 ? plane : 0);
 }
 
-// Up, gate and down parts of the neuron records of one layer.
+// Gate and down parts of the neuron records of one layer.
 void view_records(const Tensor& tensor, const ModelShape& shape, FfnWeights& ffn) {
     const TensorEntry& entry = tensor.entry;
     const int32_t hidden_padded = padded(shape.hidden_size);
@@ -42,14 +42,13 @@ void view_records(const Tensor& tensor, const ModelShape& shape, FfnWeights& ffn
     if (entry.rows != shape.intermediate_size || entry.cols != shape.hidden_size || entry.padded_cols != hidden_padded) {
         refuse(tensor, "has a shape other than [intermediate_size, hidden_size]");
     }
-    if (stride < 2 * row + code_bytes(shape.ffn_format, hidden_padded) || stride % 64 != 0) {
-        refuse(tensor, "has records of " + std::to_string(stride) + " bytes, too few or no multiple of 64");
+    if (stride < row + code_bytes(shape.ffn_format, hidden_padded)) {
+        refuse(tensor, "has records of " + std::to_string(stride) + " bytes, too few");
     }
-    ffn.up = RowsView{tensor.data, stride, hidden_padded, shape.ffn_format};
-    ffn.gate = RowsView{tensor.data + row, stride, hidden_padded, shape.ffn_format};
-    ffn.down = DownView{tensor.data + 2 * row, stride, nullptr, hidden_padded, shape.ffn_format};
-    ffn.record_bytes = stride;
-    ffn.row_bytes = row;
+    ffn.gate = RowsView{tensor.data, stride, hidden_padded, shape.ffn_format};
+    ffn.down = DownView{tensor.data + row, stride, nullptr, hidden_padded, shape.ffn_format};
+    ffn.gate_bytes = row;
+    ffn.down_bytes = stride - row;
     ffn.group_scale_bytes = scale_bytes(shape.ffn_format, hidden_padded);
 }
 
@@ -79,9 +78,11 @@ public:
 private:
     FfnWeights ffn() const {
         FfnWeights ffn{};
-        view_records(image_.get(prefix_ + "ffn"), shape_, ffn);
+        view_records(image_.get(prefix_ + "neurons"), shape_, ffn);
+        ffn.up = rows("up", shape_.intermediate_size, shape_.hidden_size);
+        if (ffn.up.format != shape_.ffn_format) refuse(image_.get(prefix_ + "up"), "is not of the records' format");
         if (ffn.group_scale_bytes > 0) {
-            ffn.down.scales = down_scales(image_.get(prefix_ + "ffn_down_scales"), shape_, ffn.group_scale_bytes);
+            ffn.down.scales = down_scales(image_.get(prefix_ + "down_scales"), shape_, ffn.group_scale_bytes);
         }
         ffn.gate_bias = optional_floats(shape_.mlp_bias, "gate_bias", shape_.intermediate_size);
         ffn.up_bias = optional_floats(shape_.mlp_bias, "up_bias", shape_.intermediate_size);
@@ -128,8 +129,8 @@ void ModelShape::check() const {
 }
 
 int64_t FfnParts::bytes(const FfnWeights& ffn) const {
-    const auto row = static_cast<int64_t>(ffn.row_bytes), record = static_cast<int64_t>(ffn.record_bytes);
-    return (up + gate) * row + down * (record - 2 * row) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes);
+    return up * static_cast<int64_t>(ffn.up.stride) + gate * static_cast<int64_t>(ffn.gate_bytes) +
+           down * static_cast<int64_t>(ffn.down_bytes) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes);
 }
 
 ModelWeights view_weights(const Image& image, const ModelShape& shape) {

@@ -51,9 +51,11 @@ struct FfnWeights {
     const float* gate_bias;
     const float* up_bias;
     const float* down_bias;
-    size_t record_bytes;       // of one neuron
-    size_t row_bytes;          // of its gate row, and of its up row; what is left of the record counts for down
+    size_t gate_bytes;         // of a neuron's record: its gate row
+    size_t down_bytes;         // and the rest, its column of down
     size_t group_scale_bytes;  // of the down scales that 32 neurons share
+
+    size_t neuron_bytes() const { return up.stride + gate_bytes + down_bytes; }
 };
 
 // How much of a layer's FFN is read: rows of up and of gate, columns of down, groups of 32 neurons that these are of.

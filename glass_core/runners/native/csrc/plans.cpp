@@ -5,6 +5,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "elementwise.h"
+
 namespace glass {
 
 ChunkLayout::ChunkLayout(int32_t intermediate_size, int32_t num_threads)
@@ -30,6 +32,14 @@ LayerPlan::LayerPlan(const ChunkLayout& layout, int32_t intermediate_size, const
     for (int32_t chunk = 0; chunk < layout.num_chunks(); ++chunk) {
         offsets_.push_back(offsets_.back() + expand(layout, words_.data(), chunk, order_.data() + offsets_.back()).count);
     }
+}
+
+GLASS_CLONES int32_t count_groups(const NeuronRange& neurons) {
+    int32_t groups = neurons.count > 0 ? 1 : 0;
+    for (int32_t i = 1; i < neurons.count; ++i) {
+        groups += neurons.index[i] / kGroup != neurons.index[i - 1] / kGroup ? 1 : 0;
+    }
+    return groups;
 }
 
 NeuronRange expand(const ChunkLayout& layout, const uint32_t* words, int32_t chunk, int32_t* out) {

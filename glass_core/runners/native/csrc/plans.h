@@ -48,6 +48,9 @@ struct NeuronRange {
     int32_t count;
 };
 
+// Of how many groups the listed neurons are; each group's follow each other.
+int32_t count_groups(const NeuronRange& neurons);
+
 // Scores and thresholds of a refined plan's layer (see refinement.h); the arrays, (intermediate_size,), are the caller's.
 struct LayerRefinement {
     const float* up_weights = nullptr;

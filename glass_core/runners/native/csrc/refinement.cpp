@@ -22,6 +22,12 @@ void for_marked(const uint32_t* marks, int32_t count, Fn&& fn) {
     }
 }
 
+// Marks the first `count` positions.
+void mark_first(int32_t count, uint32_t* marks) {
+    std::fill_n(marks, count / 32, ~uint32_t{0});
+    if (count % 32 != 0) marks[count / 32] = (uint32_t{1} << (count % 32)) - 1;
+}
+
 }  // namespace
 
 void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uint32_t* marks) {
@@ -39,6 +45,7 @@ void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uin
 }
 
 void gather_marks(const uint32_t* chosen, int32_t count, uint32_t* marks) {
+    if (std::equal(chosen, chosen + mark_words(count), marks)) return mark_first(count_marks(chosen, count), marks);
     int32_t to = 0;
     uint32_t word = 0;
     for_marked(chosen, count, [&](int32_t from) {
@@ -68,58 +75,68 @@ void CascadeCounts::plan(const std::vector<RefinedToken>& tokens, const std::vec
         if (static_cast<size_t>(tokens[t].row) == rows_.size()) rows_.push_back({token_plans[t], 0});
         ++rows_.back().num_tokens;
     }
-    const size_t num_words = rows_.size() * num_layers_ * kStages * num_groups_;
-    const size_t num_counts = rows_.size() * num_threads_;
     if (rows_.empty()) return;
-    std::memset(words_.reserve(num_words), 0, num_words * sizeof(uint32_t));
-    std::memset(vectors_.reserve(num_counts), 0, num_counts * sizeof(int64_t));
+    const size_t num_parts = num_threads_ * rows_.size() * num_layers_;
+    std::fill_n(parts_.reserve(num_parts), num_parts, FfnParts{});
+    if (std::all_of(rows_.begin(), rows_.end(), [](const Row& row) { return row.num_tokens == 1; })) return;
+    const size_t num_words = rows_.size() * num_layers_ * kStages * num_groups_;
+    std::fill_n(words_.reserve(num_words), num_words, 0u);
 }
 
-void CascadeCounts::note(int32_t row, int32_t layer, Stage stage, const int32_t* index, const uint32_t* marks,
-                         int32_t count, int32_t thread) {
-    const auto r = static_cast<size_t>(row);
-    uint32_t* kept = words_.data() + first_word(r, static_cast<size_t>(layer), stage);
-    for (int32_t start = 0; start < count; start += 32) {
-        if (whole_group(index + start, count - start)) {
-            kept[index[start] / kGroup] |= marks[start / 32];
-            continue;
-        }
-        for (uint32_t word = marks[start / 32]; word != 0; word &= word - 1) {
-            const int32_t neuron = index[start + std::countr_zero(word)];
-            kept[neuron / kGroup] |= uint32_t{1} << (neuron % kGroup);
-        }
-    }
-    vectors_.data()[static_cast<size_t>(thread) * rows_.size() + r] += count_marks(marks, count);
+size_t CascadeCounts::parts_at(size_t row, size_t layer, size_t thread) const {
+    return (thread * rows_.size() + row) * num_layers_ + layer;
 }
 
-size_t CascadeCounts::first_word(size_t row, size_t layer, Stage stage) const {
+size_t CascadeCounts::words_at(size_t row, size_t layer, Stage stage) const {
     return ((row * num_layers_ + layer) * kStages + static_cast<size_t>(stage)) * num_groups_;
 }
 
-int64_t CascadeCounts::row_bytes(size_t row, const ModelWeights& weights) const {
-    int64_t bytes = 0;
-    for (size_t layer = 0; layer < num_layers_; ++layer) {
-        const FfnWeights& ffn = weights.layers[layer].ffn;
-        const uint32_t* gates = words_.data() + first_word(row, layer, gate);
-        const uint32_t* downs = words_.data() + first_word(row, layer, down);
-        FfnParts parts{(*rows_[row].plan)[layer].count(), 0, 0, 0};
-        for (size_t group = 0; group < num_groups_; ++group) {
-            parts.gate += std::popcount(gates[group]);
-            parts.down += std::popcount(downs[group]);
-            parts.down_groups += downs[group] != 0;
-        }
-        bytes += parts.bytes(ffn);
+void CascadeCounts::note(int32_t row, int32_t layer, Stage stage, const NeuronRange& kept, int32_t thread) {
+    const auto r = static_cast<size_t>(row), l = static_cast<size_t>(layer);
+    FfnParts& parts = parts_.data()[parts_at(r, l, static_cast<size_t>(thread))];
+    (stage == gate ? parts.gate : parts.down) += kept.count;
+    if (rows_[r].num_tokens == 1) {
+        if (stage == down) parts.down_groups += count_groups(kept);
+        return;
     }
-    return bytes;
+    uint32_t* words = words_.data() + words_at(r, l, stage);
+    for (int32_t i = 0; i < kept.count; ++i) words[kept.index[i] / kGroup] |= uint32_t{1} << (kept.index[i] % kGroup);
+}
+
+// Of the row's tokens, each by itself.
+FfnParts CascadeCounts::token_parts(size_t row, size_t layer) const {
+    FfnParts sum{rows_[row].num_tokens * (*rows_[row].plan)[layer].count(), 0, 0, 0};
+    for (size_t thread = 0; thread < num_threads_; ++thread) {
+        const FfnParts& parts = parts_.data()[parts_at(row, layer, thread)];
+        sum.gate += parts.gate;
+        sum.down += parts.down;
+        sum.down_groups += parts.down_groups;
+    }
+    return sum;
+}
+
+// What one pass for all tokens of the row takes of a layer.
+FfnParts CascadeCounts::pass_parts(size_t row, size_t layer) const {
+    FfnParts sum = token_parts(row, layer);
+    if (rows_[row].num_tokens == 1) return sum;
+    const uint32_t* gates = words_.data() + words_at(row, layer, gate);
+    const uint32_t* downs = words_.data() + words_at(row, layer, down);
+    sum = {(*rows_[row].plan)[layer].count(), 0, 0, 0};
+    for (size_t group = 0; group < num_groups_; ++group) {
+        sum.gate += std::popcount(gates[group]);
+        sum.down += std::popcount(downs[group]);
+        sum.down_groups += downs[group] != 0;
+    }
+    return sum;
 }
 
 std::vector<CascadeWork> CascadeCounts::work(const ModelWeights& weights) const {
     std::vector<CascadeWork> works;
     for (size_t row = 0; row < rows_.size(); ++row) {
-        CascadeWork work{0, row_bytes(row, weights)};
-        for (const LayerPlan& pool : *rows_[row].plan) work.vectors += rows_[row].num_tokens * pool.count();
-        for (size_t thread = 0; thread < num_threads_; ++thread) {
-            work.vectors += vectors_.data()[thread * rows_.size() + row];
+        CascadeWork work;
+        for (size_t layer = 0; layer < num_layers_; ++layer) {
+            work.vectors += token_parts(row, layer).vectors();
+            work.bytes += pass_parts(row, layer).bytes(weights.layers[layer].ffn);
         }
         works.push_back(work);
     }

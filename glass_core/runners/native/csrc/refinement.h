@@ -37,7 +37,7 @@ void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uin
 void gather_marks(const uint32_t* chosen, int32_t count, uint32_t* marks);
 int32_t count_marks(const uint32_t* marks, int32_t count);
 
-// What the refined rows of a step keep, as one bit per row, layer, stage and neuron, from the marks of their tokens.
+// What the refined rows of a step keep.
 class CascadeCounts {
 public:
     enum Stage : int32_t { gate, down };
@@ -48,9 +48,9 @@ public:
     void plan(const std::vector<RefinedToken>& tokens, const std::vector<const Plan*>& token_plans);
     int32_t num_rows() const { return static_cast<int32_t>(rows_.size()); }
 
-    // Note what one token keeps of the neurons that `index` lists, group by group. Threads own whole groups.
-    void note(int32_t row, int32_t layer, Stage stage, const int32_t* index, const uint32_t* marks, int32_t count,
-              int32_t thread);
+    // Note what one token keeps of a layer's neurons, of all that the thread walks or group by group. Threads own whole
+    // groups.
+    void note(int32_t row, int32_t layer, Stage stage, const NeuronRange& kept, int32_t thread);
 
     // Of every refined row, after all layers have run.
     std::vector<CascadeWork> work(const ModelWeights& weights) const;
@@ -60,15 +60,17 @@ private:
         const Plan* plan;
         int64_t num_tokens;
     };
-    size_t first_word(size_t row, size_t layer, Stage stage) const;
-    int64_t row_bytes(size_t row, const ModelWeights& weights) const;
+    size_t parts_at(size_t row, size_t layer, size_t thread) const;
+    size_t words_at(size_t row, size_t layer, Stage stage) const;
+    FfnParts token_parts(size_t row, size_t layer) const;
+    FfnParts pass_parts(size_t row, size_t layer) const;
 
     size_t num_groups_;
     size_t num_layers_;
     size_t num_threads_;
     std::vector<Row> rows_;
-    Buffer<uint32_t> words_;    // (rows, layers, stages, groups)
-    Buffer<int64_t> vectors_;  // (threads, rows): of gate and down
+    Buffer<FfnParts> parts_;    // (threads, rows, layers): of gate and down, summed over the row's tokens
+    Buffer<uint32_t> words_;    // (rows, layers, stages, groups): one bit per neuron, of rows of several tokens
 };
 
 }  // namespace glass
