@@ -22,9 +22,11 @@ Typical first use:
 """
 
 
-def load_commands() -> dict[str, Command]:
-    """All subcommands by name."""
+def load_commands(words: Sequence[str] = ()) -> dict[str, Command]:
+    """The subcommand that the words ask for, or all by name: `glass serve` need not wait for what others import."""
     names = sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+    if words and words[0] in names:
+        names = [words[0]]
     return {name: cast(Command, importlib.import_module(f"{commands.__name__}.{name}")) for name in names}
 
 
@@ -39,8 +41,8 @@ def build_parser(available: dict[str, Command]) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0, 1 after an error of ours, 130 after Ctrl-C; argparse exits with 2."""
-    available = load_commands()
     words = sys.argv[1:] if argv is None else argv
+    available = load_commands(words)
     args = build_parser(available).parse_args(words)
     args.command_line = shlex.join(["glass", *words])  # goes into the results of the measuring commands
     try:
