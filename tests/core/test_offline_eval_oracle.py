@@ -12,9 +12,10 @@ from glass_core.api import SparsityParams
 from glass_core.offline.cli import main
 from glass_core.offline.evaluate.answers import Answer
 from glass_core.offline.evaluate.longform import run_dense
-from glass_core.offline.evaluate.overlap import AnswerOracle
-from glass_core.offline.evaluate.subjects import model_selector
+from glass_core.offline.evaluate.overlap import AnswerOracle, refined_masks
+from glass_core.offline.evaluate.subjects import TorchSubject, model_selector
 from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.sparsity.artifact import read_artifact
 
 ANSWER = Answer(prompt=(1, 20, 30, 40, 50), token_ids=(60, 70, 80, 90, 100, 110))
 
@@ -75,3 +76,21 @@ def first_layer_best(model: TorchModel, count: int) -> list[set[int]]:
     with torch.no_grad():
         model.forward(tokens, torch.arange(len(tokens)), attention=SequenceCache(model.spec), ffn=ffn)
     return [set(row.abs().topk(count).indices.tolist()) for row in seen[0][len(ANSWER.prompt) :]]
+
+
+def test_refined_masks_are_what_the_tokens_read(model_dir: Path, artifact: Path) -> None:
+    """Of answers side by side those of each alone, and as many neurons as the reads say."""
+    model, statistics = TorchModel.load(model_dir, dtype=torch.float32, device="cpu"), read_artifact(artifact)
+    params = SparsityParams(0.4, profile="sensitivity", refine=True)
+    dense = [run_dense(model, one) for one in (ANSWER, Answer((5, 6), (7, 8, 9)))]
+    subject = TorchSubject(model, statistics)
+    plan = subject.selector.select(params, None)
+    assert plan is not None
+    together, alone = refined_masks(model, dense, plan), [refined_masks(model, [one], plan)[0] for one in dense]
+    shape = (model.spec.num_layers, model.spec.intermediate_size)
+    assert [mask.shape for mask in together] == [(5, *shape), (2, *shape)]
+    assert all(torch.equal(mine, own) for mine, own in zip(together, alone, strict=True))
+    reads = [step.reads for step in subject.decode_refined([(params, dense[0])])]
+    # a neuron whose down row is read has had its gate row read
+    for mask, (share,) in zip(together[0], reads, strict=True):
+        assert 0 < 2 * int(mask.sum()) <= (3 * share - 1) * mask.numel() + 0.5

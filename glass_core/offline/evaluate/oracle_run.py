@@ -5,15 +5,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from glass_core.api import DENSE_METHOD, SparsityParams
 from glass_core.errors import ConfigurationError
+from glass_core.offline.evaluate.answers import Answer
 from glass_core.offline.evaluate.bootstrap import Bootstrap
+from glass_core.offline.evaluate.condition_scores import chunks
 from glass_core.offline.evaluate.conditions import condition_json
 from glass_core.offline.evaluate.evaluation import LongformRun
-from glass_core.offline.evaluate.longform import run_dense
-from glass_core.offline.evaluate.overlap import AnswerOracle, Overlap
+from glass_core.offline.evaluate.longform import DenseAnswer, run_dense
+from glass_core.offline.evaluate.overlap import AnswerOracle, Overlap, refined_masks
 from glass_core.offline.evaluate.subjects import model_selector
+from glass_core.sparsity.selection import PlanSelector
 
 PROTOCOL = (
     "oracle: per layer, the Jaccard index of the neurons chosen before an answer (refined: token by token) with the "
@@ -34,11 +38,7 @@ class OracleRun:
         if any(params.is_dense or params.method == DENSE_METHOD for params in wanted):
             raise ConfigurationError("dense keeps every neuron: give methods and sparsities above 0")
         answers = self.longform.answers_to(instructions)
-        found: list[list[Overlap]] = [[] for _ in wanted]
-        for answer in self.longform.in_progress(answers):
-            oracle = AnswerOracle(self.longform.model, selector, run_dense(self.longform.model, answer))
-            for params, overlaps in zip(wanted, found, strict=True):
-                overlaps.append(oracle.overlap(params))
+        found = self._overlaps(answers, wanted, selector)
         bootstrap = Bootstrap.over(len(answers), self.longform.seed)
         return {
             "num_answers": len(answers),
@@ -49,6 +49,30 @@ class OracleRun:
                 for params, overlaps in zip(wanted, found, strict=True)
             ],
         }
+
+    def _overlaps(
+        self, answers: Sequence[Answer], wanted: Sequence[SparsityParams], selector: PlanSelector
+    ) -> list[list[Overlap]]:
+        """Of every condition, on every answer."""
+        found: list[list[Overlap]] = [[] for _ in wanted]
+        with self.longform.progress.task("comparing answers", len(answers)) as advance:
+            for chunk in chunks(answers, wanted):
+                dense = [run_dense(self.longform.model, answer) for answer in chunk]
+                kept = {params: self._masks(dense, params, selector) for params in wanted if params.refine}
+                for index, one in enumerate(dense):
+                    oracle = AnswerOracle(self.longform.model, selector, one)
+                    for params, overlaps in zip(wanted, found, strict=True):
+                        masks = kept.get(params)
+                        overlaps.append(
+                            oracle.overlap(params) if masks is None else oracle.refined_overlap(params, masks[index])
+                        )
+                    advance()
+        return found
+
+    def _masks(self, dense: Sequence[DenseAnswer], params: SparsityParams, selector: PlanSelector) -> list[Tensor]:
+        plan = selector.select(params, None)
+        assert plan is not None
+        return refined_masks(self.longform.model, dense, plan)
 
     def conditions(self, prompts: str, command: str) -> dict[str, Any]:
         """As the long-form run's."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from glass_core.api import SparsityParams
 from glass_core.offline.evaluate.conditions import ORACLE
 from glass_core.offline.evaluate.longform import DenseAnswer, predict_tokens
-from glass_core.offline.evaluate.refined import RefinedRow, RowsFfn, TorchRows, decode_refined
+from glass_core.offline.evaluate.refined import MAX_ROWS, RefinedRow, RowsFfn, TorchRows, decode_refined
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
 from glass_core.sparsity.ranking import ranks, top_k
@@ -45,16 +45,18 @@ class AnswerOracle:
         self._places = _token_places(model, dense)
 
     def overlap(self, params: SparsityParams) -> Overlap:
-        """Raises what the selector raises for these parameters."""
+        """Of a static condition. Raises what the selector raises for these parameters."""
         oracle = self._oracle(params)
         if params.method == ORACLE:
             plan: SparsityPlan | None = oracle
         else:
             plan = self._selector.select(params, self._dense.prompt_statistics)
         assert plan is not None
-        if plan.refinement is None:
-            return Overlap(_jaccards(plan.neurons, oracle.neurons), self._token_jaccard(_masks(plan)[None]))
-        kept = _refined_masks(self._model, self._dense, plan)
+        return Overlap(_jaccards(plan.neurons, oracle.neurons), self._token_jaccard(_masks(plan)[None]))
+
+    def refined_overlap(self, params: SparsityParams, kept: Tensor) -> Overlap:
+        """Of a refined condition whose tokens kept these neurons (n, layers, m), see `refined_masks`."""
+        oracle = self._oracle(params)
         often = top_k(ranks(kept.sum(dim=0, dtype=torch.float32).numpy()), oracle.budgets)
         return Overlap(_jaccards(often, oracle.neurons), self._token_jaccard(kept))
 
@@ -104,34 +106,40 @@ def _token_places(model: TorchModel, dense: DenseAnswer) -> Tensor:
     return torch.stack(places, dim=1).to(torch.int32)
 
 
-class _RecordedFfn(RowsFfn):
-    """Remembers which neurons reach down_proj, layer by layer, (1, m)."""
-
-    def __init__(self, model: TorchModel, refinements: Sequence[Refinement], scales: Sequence[float]) -> None:
-        super().__init__(model, refinements, scales)
-        self.kept: list[Tensor] = []
-
-    def count(self, gated: Tensor, kept: Tensor) -> None:
-        super().count(gated, kept)
-        self.kept.append(kept.cpu())
+def refined_masks(model: TorchModel, dense: Sequence[DenseAnswer], plan: SparsityPlan) -> list[Tensor]:
+    """(n, layers, m) bool of each answer: the neurons whose down_proj row each token reads under a refined plan, with
+    thresholds adjusted as in the server."""
+    found: list[list[Tensor]] = [[] for _ in dense]
+    for start in range(0, len(dense), MAX_ROWS):
+        rows = [RefinedRow(one, plan) for one in dense[start : start + MAX_ROWS]]
+        run = _RecordedRows(model, rows)
+        for step in decode_refined(run, rows):
+            for number, mask in zip(step.rows, run.kept(), strict=True):
+                found[start + number].append(mask)
+    return [torch.stack(masks) for masks in found]
 
 
 class _RecordedRows(TorchRows):
-    """Remembers the FFN of every step."""
+    """Remembers which neurons reach down_proj in the last step."""
 
-    def __init__(self, model: TorchModel, rows: Sequence[RefinedRow]) -> None:
-        super().__init__(model, rows)
-        self.steps: list[_RecordedFfn] = []
+    _ffn: "_RecordedFfn"
 
     def make_ffn(self, refinements: Sequence[Refinement], scales: Sequence[float]) -> RowsFfn:
-        self.steps.append(_RecordedFfn(self._model, refinements, scales))
-        return self.steps[-1]
+        self._ffn = _RecordedFfn(self._model, refinements, scales)
+        return self._ffn
+
+    def kept(self) -> Tensor:
+        """(rows, layers, m)."""
+        return torch.stack(self._ffn.layers, dim=1)
 
 
-def _refined_masks(model: TorchModel, dense: DenseAnswer, plan: SparsityPlan) -> Tensor:
-    """(n, layers, m) bool: what each token keeps, with the thresholds adjusted as in the server."""
-    rows = [RefinedRow(dense, plan)]
-    run = _RecordedRows(model, rows)
-    for _ in decode_refined(run, rows):
-        pass
-    return torch.stack([torch.cat(ffn.kept) for ffn in run.steps])
+class _RecordedFfn(RowsFfn):
+    """Keeps the masks, layer by layer, (rows, m)."""
+
+    def __init__(self, model: TorchModel, refinements: Sequence[Refinement], scales: Sequence[float]) -> None:
+        super().__init__(model, refinements, scales)
+        self.layers: list[Tensor] = []
+
+    def count(self, gated: Tensor, kept: Tensor) -> None:
+        super().count(gated, kept)
+        self.layers.append(kept.cpu())
