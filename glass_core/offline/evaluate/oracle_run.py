@@ -56,7 +56,7 @@ class OracleRun:
         """Of every condition, on every answer."""
         found: list[list[Overlap]] = [[] for _ in wanted]
         with self.longform.progress.task("comparing answers", len(answers)) as advance:
-            for chunk in chunks(answers, wanted):
+            for chunk in chunks(answers, wanted, self.longform.model.spec.vocab_size):
                 dense = [run_dense(self.longform.model, answer) for answer in chunk]
                 kept = {params: self._masks(dense, params, selector) for params in wanted if params.refine}
                 for index, one in enumerate(dense):
