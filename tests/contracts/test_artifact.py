@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
+from glass_core.expected_kl import REFINED
 from glass_core.offline.cli import build_parser, load_commands
 from glass_core.sparsity.artifact import read_artifact
+from glass_core.sparsity.budget import SENSITIVITY, TUNED
 from tests.contracts.repository import ROOT
 
 ARTIFACTS = sorted((ROOT / "glass_core" / "data").glob("*.safetensors"))
@@ -66,3 +68,13 @@ def test_the_command_that_made_it_still_parses(artifact: Path) -> None:
     words = shlex.split(read_artifact(artifact).manifest.command)
     assert words[:2] == ["glass", "calibrate"]
     build_parser(load_commands()).parse_args(words[1:])
+
+
+def test_the_tuned_profile_ships_with_what_it_is_expected_to_lose(artifact: Path) -> None:
+    statistics = read_artifact(artifact)
+    words = shlex.split(str(statistics.manifest.corpus["tuning_command"]))
+    assert words[:2] == ["glass", "tune"]
+    build_parser(load_commands()).parse_args(words[1:])
+    assert statistics.refinement[TUNED].up_weights is not None
+    default, tuned = (statistics.expected_kl[name][REFINED] for name in (SENSITIVITY, TUNED))
+    assert all(ours < theirs for ours, theirs in zip(tuned.kl, default.kl, strict=True))

@@ -57,6 +57,8 @@ def statistics(
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLASS_HOME", str(tmp_path / "home"))
+    # answers of ten tokens never read what is asked to a thousandth
+    monkeypatch.setattr(tuning, "_MAX_ROUNDS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +278,11 @@ def test_gains_are_of_the_mean_over_tokens_and_paired() -> None:
 
 
 def test_the_tuned_artifact_can_be_read_and_is_the_same_twice(
-    model: TorchModel, model_dir: Path, statistics: GlobalStatistics, tmp_path: Path
+    model: TorchModel,
+    model_dir: Path,
+    statistics: GlobalStatistics,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = run_of(model, model_dir, statistics)
     paths = [tmp_path / name for name in ("first.safetensors", "second.safetensors")]
@@ -293,6 +299,8 @@ def test_the_tuned_artifact_can_be_read_and_is_the_same_twice(
     assert default.up_weights is None
     assert tuned.up_weights is not None
     assert "tuned" not in found.expected_kl
+    assert main(["inspect", str(paths[0])]) == 0
+    assert "weights of its own" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_gate_pays_where_the_expected_saving_is_what_reading_it_costs() -> None:

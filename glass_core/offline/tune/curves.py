@@ -5,26 +5,42 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from glass_core.offline.pictures import picture
 
 
 def plot_curves(result: Mapping[str, Any], path: Path) -> None:
     """Write the picture (PNG) of a result made by `Outcome.to_json_object`."""
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    losses = np.array(result["learning_kl"]).reshape(-1, len(result["sparsities"]), len(result["domains"]))
+    with picture(path, (15, 4.5), dpi=110) as figure:
+        learning, stopping, deciding = figure.subplots(1, 3)
+        _plot_steps(learning, stopping, result)
+        _plot_decision(deciding, result)
+
+
+def _plot_steps(learning: Axes, stopping: Axes, result: Mapping[str, Any]) -> None:
+    """KL at every step, on both texts, as shares of where the descent began."""
+    losses = np.array(result["learning_kl"]).reshape(-1, len(result["sparsities"]), len(result["domains"])).mean(axis=2)
+    held_out = np.array([point["kl"] for point in result["stopping"]])
+    steps = [point["num_steps"] for point in result["stopping"]]
     for number, sparsity in enumerate(result["sparsities"]):
-        left.plot(losses[:, number].mean(axis=1), linewidth=1, label=f"sparsity {sparsity:g}")
-        steps = [point["num_steps"] for point in result["stopping"]]
-        ratios = [point["kl"][number] / result["stopping"][0]["kl"][number] for point in result["stopping"]]
-        right.plot(steps, ratios, marker="o", label=f"sparsity {sparsity:g}")
-    left.set(yscale="log", xlabel="step", ylabel="KL to dense, nats per token", title="text that is learned from")
-    right.axhline(1.0, color="gray", linestyle=":")
-    right.axvline(result["best_num_steps"], color="gray", linestyle="--", label="kept")
-    right.set(xlabel="step", ylabel="KL / KL of the default table", title="held-out text, equal reads")
-    for axes in (left, right):
+        learning.plot(losses[:, number] / losses[0, number], marker="o", label=f"sparsity {sparsity:g}")
+        stopping.plot(steps, held_out[:, number] / held_out[0, number], marker="o", label=f"sparsity {sparsity:g}")
+    stopping.axvline(result["best_num_steps"], color="gray", linestyle="--", label="kept")
+    learning.set_title("text that is learned from")
+    stopping.set_title("text that is stopped by")
+    for axes in (learning, stopping):
+        axes.set(xlabel="step", ylabel="KL / KL under the first thresholds")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+
+
+def _plot_decision(axes: Axes, result: Mapping[str, Any]) -> None:
+    """KL under the tuned scores and thresholds as shares of the default table's, with intervals."""
+    *gains, _ = result["deciding"]["gains"]
+    ratios = np.exp([[-gain[end] for end in ("log_kl_ratio", "low", "high")] for gain in gains])
+    axes.axhline(1.0, color="gray", linestyle=":")
+    spread = np.abs(ratios[:, 1:] - ratios[:, :1]).T
+    axes.errorbar(result["sparsities"], ratios[:, 0], yerr=spread, fmt="o", capsize=4)
+    axes.set(xlabel="sparsity", ylabel="KL / KL of the default table", title="text that is decided by, 95 % intervals")
