@@ -17,11 +17,9 @@ import torch
 from glass_core.offline.tune.aggregators import Combination
 from glass_core.offline.tune.objectives import Measured, TextBatch
 from glass_core.offline.tune.offsets import FloatArray, chain, log_thresholds, no_offsets, place, square_chain
-from glass_core.offline.tune.settings import TuningSettings
+from glass_core.offline.tune.settings import KERNEL_WIDTH, TuningSettings
 from glass_core.sparsity.refinement_table import RefinementTable
 
-# Width of the kernel in units of the logarithm.
-_WIDTH = 0.25
 # Curvatures count as at least this share of their mean: a layer that hardly reads anything would move without end.
 _SMALLEST_CURVATURE = 0.2
 
@@ -92,9 +90,9 @@ class Descent:
         )
         shifts = torch.from_numpy(state.shifts[index, number].copy())
         if not state.num_steps:
-            _, shifts = batch.at_reads(logs, shifts, 1.0 - sparsity, width=_WIDTH)
+            _, shifts = batch.at_reads(logs, shifts, 1.0 - sparsity, width=KERNEL_WIDTH)
             state.shifts[index, number] = shifts.numpy()
-        return batch.differentiate(logs, shifts, 1.0 - sparsity, width=_WIDTH)
+        return batch.differentiate(logs, shifts, 1.0 - sparsity, width=KERNEL_WIDTH)
 
     def _jacobian(self, found: Sequence[Objectives]) -> FloatArray:
         """One row per objective, (num_sparsities * num_domains, 4, num_layers)."""

@@ -12,10 +12,8 @@ import torch
 from glass_core.offline.evaluate.bootstrap import LEVEL, Bootstrap
 from glass_core.offline.tune.objectives import TextBatch
 from glass_core.offline.tune.offsets import FloatArray, log_thresholds, place
-from glass_core.offline.tune.settings import TuningSettings
+from glass_core.offline.tune.settings import KERNEL_WIDTH, TuningSettings
 from glass_core.sparsity.refinement_table import RefinementTable
-
-_WIDTH = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +50,7 @@ def evaluate(
     values, found = [], []
     for sparsity, start in zip(settings.sparsities, shifts, strict=True):
         logs = torch.from_numpy(log_thresholds(table, offsets, sparsity, place(sparsity, settings.sparsities)))
-        measured, shift = batch.at_reads(logs, torch.from_numpy(start), 1.0 - sparsity, width=_WIDTH)
+        measured, shift = batch.at_reads(logs, torch.from_numpy(start), 1.0 - sparsity, width=KERNEL_WIDTH)
         values.append(measured.kl.numpy())
         found.append(shift.numpy())
     return HeldOut(np.array(values), batch.num_tokens, np.array(found))

@@ -11,6 +11,10 @@ _WORK_FORMAT = 2
 _MIN_ANSWER_TOKENS = 4
 
 
+# Width of the kernel that stands for the derivative of a threshold's step, in units of the threshold's logarithm.
+KERNEL_WIDTH = 0.25
+
+
 @dataclass(frozen=True, slots=True)
 class TextSettings:
     """How much text every domain gets: to learn from, to stop by, and to decide by at the end.

@@ -34,7 +34,7 @@ from glass_core.offline.tune.importance import measure_importance
 from glass_core.offline.tune.objectives import TextBatch, read_densely
 from glass_core.offline.tune.offsets import FloatArray, log_thresholds, no_offsets, place
 from glass_core.offline.tune.search import Evaluation, Search, SearchState
-from glass_core.offline.tune.settings import TuningSettings
+from glass_core.offline.tune.settings import KERNEL_WIDTH, TuningSettings
 from glass_core.offline.tune.workfolder import TuningFolder
 from glass_core.runners.base import Runner
 from glass_core.runners.native.checkpoint_image import open_or_make_image
@@ -46,7 +46,6 @@ from glass_core.sparsity.manifest import CorpusValue
 from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.text import TextProcessor
 
-_WIDTH = 0.25
 # thresholds are found by Newton's method, which starts far away
 _MAX_ROUNDS = 16
 
@@ -212,7 +211,7 @@ class TuningRun:
             for sparsity in reversed(sparsities):
                 logs = log_thresholds(start, offsets, sparsity, place(sparsity, self.settings.sparsities))
                 _, shift = batch.at_reads(
-                    torch.from_numpy(logs), shift, 1.0 - sparsity, width=_WIDTH, max_rounds=_MAX_ROUNDS
+                    torch.from_numpy(logs), shift, 1.0 - sparsity, width=KERNEL_WIDTH, max_rounds=_MAX_ROUNDS
                 )
                 points.append(np.exp(logs + float(shift.mean())).tolist())
                 advance()

@@ -125,7 +125,7 @@ def _header(path: Path, values: Mapping[str, Any], payload_offset: int) -> Image
 
 
 def _spec(values: Mapping[str, Any]) -> ModelSpec:
-    local = values.get("local_rope")  # missing in images older than the key
+    local = values["local_rope"]
     read = {
         "rope": RopeSpec(**values["rope"]),
         "local_rope": None if local is None else RopeSpec(**local),
