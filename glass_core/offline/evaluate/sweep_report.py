@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from glass_core.offline.evaluate.report import condition_labels, with_interval
 from glass_core.offline.pictures import picture
@@ -44,11 +44,11 @@ def print_sweeps(result: Mapping[str, Any], console: Console) -> None:
 
 
 def _table(title: str, points: Points) -> Table:
-    table = Table("condition", title=title)
+    table = Table(Column("condition", min_width=12), title=title)
     for name in dict.fromkeys(name for line in points.values() for name, _ in line):
         table.add_column(name, justify="right", no_wrap=True)
     for label, line in points.items():
-        table.add_row(label, *(with_interval(row, "kl", "{:.4f}") for _, row in line))
+        table.add_row(label, *(with_interval(row, "kl", "{:.3f}") for _, row in line))
     return table
 
 
