@@ -15,7 +15,7 @@ from glass_core.offline.calibrate.allocation import LayerShares
 from glass_core.offline.calibrate.corpus import CorpusSequence
 from glass_core.offline.calibrate.local_errors import ScoreWeights, share_thresholds
 from glass_core.offline.calibrate.statistics import Float32Array
-from glass_core.runners.torch_runner.attention import SequenceCache
+from glass_core.runners.torch_runner.attention import JoinedCaches, SequenceCache
 from glass_core.runners.torch_runner.ffn import gate_and_up
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.refinement_table import RefinementTable
@@ -37,7 +37,8 @@ def measure_thresholds(
     positions = [torch.arange(len(sequence.token_ids), device=model.device) for sequence in sequences]
     lengths = torch.cat([torch.full_like(part, len(part)) for part in positions])
     ffn = _FittingFfn(model, _decoded(sequences).to(model.device), weights, shares)
-    attention = _SequencesAttention(model, sequences)
+    own_lengths = [len(sequence.token_ids) for sequence in sequences]
+    attention = JoinedCaches([SequenceCache(model.spec) for _ in sequences], own_lengths)
     model.forward(token_ids, torch.cat(positions), attention=attention, ffn=ffn, rope_lengths=lengths)
     return [ffn.up_thresholds, ffn.down_thresholds]
 
@@ -51,18 +52,6 @@ def make_table(sparsities: Sequence[float], points: Sequence[Sequence[Sequence[f
 def _decoded(sequences: Sequence[CorpusSequence]) -> Tensor:
     """Whether each token of all sequences is pruned, (n,) bool."""
     return torch.cat([torch.arange(len(item.token_ids)) >= item.first_decoded for item in sequences])
-
-
-class _SequencesAttention:
-    """Attention of several whole sequences laid end to end: each sees itself alone. An `Attention`."""
-
-    def __init__(self, model: TorchModel, sequences: Sequence[CorpusSequence]) -> None:
-        self._lengths = [len(sequence.token_ids) for sequence in sequences]
-        self._caches = [SequenceCache(model.spec) for _ in sequences]
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = (torch.split(part, self._lengths) for part in (q, k, v))
-        return torch.cat([cache(layer, *own) for cache, *own in zip(self._caches, *parts, strict=True)])
 
 
 class _FittingFfn:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from glass_core.engine.refine_control import ReadsController
 from glass_core.offline.evaluate.longform import DenseAnswer
-from glass_core.runners.torch_runner.attention import SequenceCache
-from glass_core.runners.torch_runner.ffn import ACTIVATIONS
+from glass_core.runners.torch_runner.attention import JoinedCaches
+from glass_core.runners.torch_runner.ffn import gate_and_up
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.refinement import Refinement
@@ -85,7 +84,7 @@ class TorchRows:
         hidden = self._model.forward(
             torch.stack([self._rows[number].dense.continuation[index] for number in rows]),
             positions,
-            attention=_RowsAttention(caches),
+            attention=JoinedCaches(caches, [1] * len(caches)),
             ffn=ffn,
             rope_lengths=positions + 1,
         )
@@ -116,10 +115,9 @@ class RowsFfn:
         return shares
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        weights = self._model.layers[layer].ffn
-        gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+        gate, up = gate_and_up(self._model.layers[layer].ffn, self._model.spec.activation, x)
         gated = up.float().abs() * self._up_weights[layer] >= self._up[:, layer, None]
-        z = ACTIVATIONS[self._model.spec.activation](gate) * up
+        z = gate * up
         kept = gated & (z.float().abs() * self._down_norms[layer] >= self._down[:, layer, None])
         self.count(gated, kept)
         return self._model.ffn_output(layer, torch.where(kept, z, 0.0))
@@ -127,17 +125,6 @@ class RowsFfn:
     def count(self, gated: Tensor, kept: Tensor) -> None:
         """Called once per layer, in order: what each row reads the gate and down_proj for, (rows, m) bool."""
         self._num_products += gated.shape[-1] + gated.sum(dim=-1) + kept.sum(dim=-1)
-
-
-class _RowsAttention:
-    """Attention of one token per sequence, each over its own cache. An `Attention`."""
-
-    def __init__(self, caches: Sequence[SequenceCache]) -> None:
-        self._caches = caches
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        ones = (torch.split(part, 1) for part in (q, k, v))
-        return torch.cat([cache(layer, *own) for cache, *own in zip(self._caches, *ones, strict=True)])
 
 
 def _thresholds(values: Sequence[object], factors: Tensor) -> Tensor:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 
 from glass_core.offline.calibrate.local_errors import ScoreWeights
-from glass_core.runners.torch_runner.ffn import ACTIVATIONS
+from glass_core.runners.torch_runner.ffn import gate_and_up
 from glass_core.runners.torch_runner.model import TorchModel
 
 
@@ -68,9 +67,8 @@ class CascadeFfn:
         self.slopes = torch.zeros(num_texts, 2, model.spec.num_layers, dtype=torch.float64)
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        weights = self._model.layers[layer].ffn
-        gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
-        z = ACTIVATIONS[self._model.spec.activation](gate) * up
+        gate, up = gate_and_up(self._model.layers[layer].ffn, self._model.spec.activation, x)
+        z = gate * up
         up_log, down_log = (self._logs[self._text_of_row, stage, layer] for stage in (0, 1))
         with torch.no_grad():
             up_margin = up.float().abs().log() + self._log_weights.up[layer] - up_log[:, None]

@@ -17,7 +17,7 @@ from glass_core.offline.divergence import token_kl
 from glass_core.offline.tune.cascade import CascadeFfn
 from glass_core.offline.tune.domains import TuningText
 from glass_core.offline.tune.offsets import FloatArray
-from glass_core.runners.torch_runner.attention import SequenceCache
+from glass_core.runners.torch_runner.attention import JoinedCaches, SequenceCache
 from glass_core.runners.torch_runner.model import TorchModel
 
 # A shift is moved by at most this much at a time: slopes are local.
@@ -129,7 +129,7 @@ class TextBatch:
         return CascadeFfn(self._model, self._weights, thresholds, self._text_of_row, width)
 
     def _forward(self, ffn: CascadeFfn) -> Tensor:
-        attention = _TextsAttention([text.cache.fork() for text in self._texts], self._lengths)
+        attention = JoinedCaches([text.cache.fork() for text in self._texts], self._lengths)
         return self._model.forward(self._token_ids, self._positions, attention=attention, ffn=ffn)
 
     def _differentiate_head(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,17 +150,6 @@ class TextBatch:
         with torch.no_grad():
             dense = torch.log_softmax(self._model.logits(text.hidden).float(), dim=-1)
         return token_kl(dense, torch.log_softmax(self._model.logits(hidden).float(), dim=-1)).double()
-
-
-class _TextsAttention:
-    """Attention of several texts laid end to end, each over its own past. An `Attention`."""
-
-    def __init__(self, caches: Sequence[SequenceCache], lengths: list[int]) -> None:
-        self._caches, self._lengths = caches, lengths
-
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = (torch.split(part, self._lengths) for part in (q, k, v))
-        return torch.cat([cache(layer, *own) for cache, *own in zip(self._caches, *parts, strict=True)])
 
 
 def along_constant_reads(gradients: Tensor, slopes: Tensor) -> Tensor:

@@ -102,6 +102,17 @@ class SequenceCache:
         return self._masks[1]
 
 
+class JoinedCaches:
+    """Attention of several sequences laid end to end, `lengths[i]` tokens of the i-th, each over its own cache."""
+
+    def __init__(self, caches: Sequence[SequenceCache], lengths: Sequence[int]) -> None:
+        self._caches, self._lengths = caches, list(lengths)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = (torch.split(part, self._lengths) for part in (q, k, v))
+        return torch.cat([cache(layer, *own) for cache, *own in zip(self._caches, *parts, strict=True)])
+
+
 @dataclass(frozen=True, slots=True)
 class RowPages:
     """Where one row of a step sits: its tokens in the step, the pool slots of all its keys (C,), its masks."""
