@@ -68,10 +68,11 @@ def plan_problem(plan: SparsityPlan | None, spec: ModelSpec) -> str | None:
 
 
 def _refinement_problem(refinement: Refinement | None, spec: ModelSpec) -> str | None:
-    shape = (spec.num_layers, spec.intermediate_size)
-    if refinement is None or refinement.up_weights.shape == shape:
+    if refinement is None:
         return None
-    return f"the plan's refinement has shape {refinement.up_weights.shape}, the model {shape}"
+    found = (*refinement.weights.up.shape, refinement.weights.inputs.shape[1])
+    expected = (spec.num_layers, spec.intermediate_size, spec.hidden_size)
+    return None if found == expected else f"the plan's refinement has sizes {found}, the model {expected}"
 
 
 def scales_problem(row: StepRow) -> str | None:

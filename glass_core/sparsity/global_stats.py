@@ -92,13 +92,9 @@ class GlobalStatistics:
         if name not in self.profiles:
             raise ArtifactError(f"refinement of profile {name!r}: there is no such profile")
         shape = expected_shape(self.manifest, "down_norm")
-        if table.down_weights is not None and table.down_weights.shape != shape:
+        if table.weights.down.shape != shape:
             raise ArtifactError(
-                f"refinement of profile {name!r}: expected weights of shape {shape}, got {table.down_weights.shape}"
-            )
-        if table.num_layers != self.manifest.num_layers:
-            raise ArtifactError(
-                f"refinement of profile {name!r}: expected {self.manifest.num_layers} layers, got {table.num_layers}"
+                f"refinement of profile {name!r}: expected weights of shape {shape}, got {table.weights.down.shape}"
             )
 
 

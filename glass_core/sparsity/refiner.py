@@ -8,7 +8,6 @@ import numpy as np
 from glass_core.api import SparsityParams
 from glass_core.errors import MissingStatisticsError
 from glass_core.sparsity.global_stats import GlobalStatistics
-from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.refinement import Refinement
 from glass_core.sparsity.refinement_table import RefinementTable
@@ -18,9 +17,7 @@ _HOW_TO_MEASURE = "`glass calibrate MODEL` measures it"
 
 
 class Refiner:
-    """Makes plans whose pool is all neurons. Their score weights are the model's, not the prompt's: mixing in what the
-    gate did in a short prompt made predictions worse. All plans of a profile share one set of arrays.
-    """
+    """Makes plans whose pool is all neurons, scored by the tables' own weights, which all plans of a profile share."""
 
     def __init__(
         self, num_layers: int, intermediate_size: int, statistics: GlobalStatistics | None, *, runner_refines: bool
@@ -30,11 +27,7 @@ class Refiner:
         self._tables: Mapping[str, RefinementTable] = {}
         if statistics is None or self.problem is not None:
             return
-        assert statistics.gate_rms is not None  # _problem
-        assert statistics.down_norm is not None
         self._tables = statistics.refinement
-        measured = _score_weights(statistics.gate_rms * statistics.down_norm, statistics.down_norm)
-        self._weights = {name: _own_weights(table) or measured for name, table in self._tables.items()}
         everything = np.arange(intermediate_size, dtype=np.int32)
         everything.setflags(write=False)
         self._pool = (everything,) * num_layers
@@ -72,19 +65,8 @@ class Refiner:
         )
 
     def _refinement(self, profile: str, sparsity: float) -> Refinement:
-        up_thresholds, down_thresholds = self._tables[profile].thresholds(sparsity)
-        return Refinement(*self._weights[profile], up_thresholds, down_thresholds, reads=1.0 - sparsity)
-
-
-def _own_weights(table: RefinementTable) -> tuple[FloatArray, FloatArray] | None:
-    if table.up_weights is None or table.down_weights is None:
-        return None
-    return _score_weights(table.up_weights, table.down_weights)
-
-
-def _score_weights(up_weights: FloatArray, down_weights: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """What |u| and |z| are multiplied by."""
-    return np.ascontiguousarray(up_weights), np.ascontiguousarray(down_weights)
+        table = self._tables[profile]
+        return Refinement(table.weights, table.thresholds_at(sparsity), reads=1.0 - sparsity)
 
 
 def _problem(statistics: GlobalStatistics | None, runner_refines: bool) -> str | None:
@@ -92,7 +74,4 @@ def _problem(statistics: GlobalStatistics | None, runner_refines: bool) -> str |
         return "this runner cannot refine"
     if statistics is None:
         return f"there is no artifact; {_HOW_TO_MEASURE}"
-    missing = [name for name in ("gate_rms", "down_norm") if getattr(statistics, name) is None]
-    if not statistics.refinement:
-        missing.append("thresholds")
-    return f"the artifact lacks {', '.join(missing)}; {_HOW_TO_MEASURE}" if missing else None
+    return None if statistics.refinement else f"the artifact lacks thresholds; {_HOW_TO_MEASURE}"
