@@ -199,11 +199,6 @@ def _costs(model_name: str, cost_by_method: Mapping[str, StepCost]) -> Iterable[
             "Bytes of FFN weights each request's plan alone would have read.",
             lambda cost: cost.ffn_bytes_planned,
         ),
-        (
-            "ffn_bytes_skipped",
-            "Bytes of FFN weights not read.",
-            lambda cost: cost.ffn_bytes_dense - cost.ffn_bytes_computed,
-        ),
     )
     for name, help_text, pick in values:
         counter = CounterMetricFamily(f"glass_{name}", help_text, labels=SEQUENCE_LABELS)

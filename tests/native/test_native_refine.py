@@ -16,9 +16,8 @@ from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.packing import row_bytes
 from glass_core.runners.native.scoring import ForcedText, NativeRowScorer, NativeScorer
 from glass_core.runners.native.types import Floats
-from glass_core.sparsity.local_stats import FloatArray
 from glass_core.sparsity.plan import SparsityPlan
-from glass_core.sparsity.refinement import Refinement
+from glass_core.sparsity.refinement import Refinement, ScoreWeights
 from tests.native.harness import FORMATS, NativeHarness, correlation_error, make_header, save_decoded
 from tests.parity.harness import Harness, greedy, make_plan, make_row, singles, split
 from tests.parity.variants import FEW_VARIANTS, Variant, random_tokens
@@ -38,32 +37,34 @@ def by_name(variant: Variant) -> str:
     return variant.name
 
 
-def refine(
-    plan: SparsityPlan, up: FloatArray, down: FloatArray, *, up_threshold: float, down_threshold: float
-) -> SparsityPlan:
-    """The plan with these score weights, and one pair of thresholds for all layers."""
-    thresholds = [np.full(len(up), value, np.float32) for value in (up_threshold, down_threshold)]
-    return replace(plan, refinement=Refinement(up, down, thresholds[0], thresholds[1], reads=0.5))
+def refine(plan: SparsityPlan, weights: ScoreWeights, *thresholds: float) -> SparsityPlan:
+    """The plan with these score weights, and the same thresholds, of inputs, up and down, for all layers."""
+    by_layer = np.tile(np.array(thresholds, np.float32)[:, None], (1, len(weights.up)))
+    return replace(plan, refinement=Refinement(weights, by_layer, reads=0.5))
 
 
-def some_scores(spec: ModelSpec, seed: int = 3) -> FloatArray:
-    shape = (spec.num_layers, spec.intermediate_size)
-    return np.random.default_rng(seed).uniform(0.5, 2.0, shape).astype(np.float32)
+def sizes_of(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
+    return tuple((spec.num_layers, size) for size in (spec.hidden_size, spec.intermediate_size, spec.intermediate_size))
+
+
+def some_scores(spec: ModelSpec, seed: int = 3) -> ScoreWeights:
+    rng = np.random.default_rng(seed)
+    return ScoreWeights(*(rng.uniform(0.5, 2.0, shape).astype(np.float32) for shape in sizes_of(spec)))
 
 
 def drop_some(spec: ModelSpec, pool: Sequence[int], *, up_threshold: float = 0.4, seed: int = 0) -> SparsityPlan:
-    """Which neurons a token keeps depends on its scores; at scale 1 each stage keeps and drops many."""
-    weights, norms = some_scores(spec, seed), some_scores(spec, seed + 1)
+    """What a token keeps depends on its scores; at scale 1 each stage keeps and drops many."""
     plan = make_plan(spec, pool, seed=seed)
-    return refine(plan, weights, norms, up_threshold=up_threshold, down_threshold=up_threshold / 10)
+    return refine(plan, some_scores(spec, seed), 0.5, up_threshold, up_threshold / 10)
 
 
 def far_from_thresholds(spec: ModelSpec, pool: Sequence[int]) -> SparsityPlan:
-    """Scores are either 0 or huge, so rounding decides nothing: about half of the pool is kept, and half of that."""
+    """Scores are either 0 or huge, so rounding decides nothing: each stage keeps about half of what it is given."""
     rng = np.random.default_rng(5)
-    up, down = ((rng.random((spec.num_layers, spec.intermediate_size)) < 0.5).astype(np.float32) for _ in range(2))
-    plan = make_plan(spec, pool, seed=1)
-    return refine(plan, up * np.float32(1e9), down * np.float32(1e12), up_threshold=1e-3, down_threshold=1e-3)
+    masks = [(rng.random(shape) < 0.5).astype(np.float32) for shape in sizes_of(spec)]
+    factors = (np.float32(factor) for factor in (1e9, 1e9, 1e12))
+    weights = ScoreWeights(*(mask * factor for mask, factor in zip(masks, factors, strict=True)))
+    return refine(make_plan(spec, pool, seed=1), weights, 1e-3, 1e-3, 1e-3)
 
 
 def full_pool(spec: ModelSpec) -> tuple[int, ...]:
@@ -111,7 +112,7 @@ def test_scores_choose_the_neurons_that_torch_chooses(tmp_path: Path) -> None:
         assert abs(reads_of(ours.rows[0]) - reads_of(theirs.rows[0])) < 0.02
         assert correlation_error(actual[0], expected[0].numpy()[0]) < 0.03
         shares.append(reads_of(ours.rows[0]))
-    assert 0.36 < min(shares) < max(shares) - 0.1 < 0.89, "the thresholds are no test"
+    assert 0.1 < min(shares) < max(shares) - 0.1 < 0.89, "the thresholds are no test"
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -121,13 +122,17 @@ def test_the_extremes(image_format: str, isa: str, tmp_path: Path) -> None:
     spec, scores = native.spec, some_scores(native.spec)
     everything, nothing = make_plan(spec, full_pool(spec)), make_plan(spec, (0,) * spec.num_layers)
     native.feed([PROMPT])
-    cases = [((0.0, 0.0), None, 1.0), ((1e30, 0.0), nothing, 1 / 3), ((0.0, 1e30), nothing, 2 / 3)]
-    for thresholds, same_as, reads in cases:
-        plan = refine(everything, scores, scores, up_threshold=thresholds[0], down_threshold=thresholds[1])
-        row = make_row(ANSWER, start=len(PROMPT), sample=greedy())
-        logits, result = native.step(replace(row, plan=plan))
-        np.testing.assert_array_equal(logits, native.step(replace(row, plan=same_as))[0])
+    row = make_row(ANSWER, start=len(PROMPT), sample=greedy())
+    without_ffn = native.step(replace(row, plan=nothing))[0]
+    cases = [((0.0, 1e30, 0.0), 1 / 3), ((0.0, 0.0, 1e30), 2 / 3), ((1e30, 0.0, 0.0), 2 / 3), ((1e30, 1e30, 0.0), 0.0)]
+    for thresholds, reads in cases:
+        logits, result = native.step(replace(row, plan=refine(everything, scores, *thresholds)))
+        np.testing.assert_array_equal(logits, without_ffn)
         assert result.rows[0].ffn_reads == pytest.approx(reads)
+    logits, result = native.step(replace(row, plan=refine(everything, scores, 0.0, 0.0, 0.0)))
+    assert result.rows[0].ffn_reads == 1.0
+    # from its columns, up_proj gives the dense model's u but for the rounding of its inputs
+    assert correlation_error(logits[0], native.step(row)[0][0]) < TOLERANCE[image_format]
 
 
 def mixed_rows(native: NativeHarness) -> tuple[StepRow, ...]:
@@ -217,7 +222,7 @@ def test_texts_side_by_side_equal_one_after_the_other(image_format: str, tmp_pat
         for index in range(len(ANSWER)):
             live = [number for number, text in enumerate(texts) if index < len(text.answer)]
             logits, reads = rows.step(index, live, [scales[number][index] for number in live])
-            assert all(0.333 < share < 1 for share in reads)
+            assert all(0 < share < 1 for share in reads)
             for number, row in zip(live, logits, strict=True):
                 found[number].append(row)
     with NativeScorer(header, max_tokens=40, num_threads=2) as scorer:
@@ -231,16 +236,19 @@ def work_of(header: ImageHeader, plan: SparsityPlan) -> tuple[int, int]:
     """FLOPs and bytes of one token under a plan of `far_from_thresholds`."""
     spec, refinement = header.spec, plan.refinement
     assert refinement is not None
-    gate_bytes, vectors, num_bytes = row_bytes(KINDS[header.format], spec.hidden_size), 0, 0  # type: ignore[arg-type]
+    gate_bytes, weights, num_bytes = row_bytes(KINDS[header.format], spec.hidden_size), 0, 0  # type: ignore[arg-type]
     for layer, pool in enumerate(plan.neurons):
-        gated = pool[refinement.up_weights[layer][pool] > 0]
-        summed = gated[refinement.down_norms[layer][gated] > 0]
-        up, records = (header.tensors[f"layers.{layer}.{name}"] for name in ("up", "neurons"))
-        scales = header.tensors.get(f"layers.{layer}.down_scales")
-        vectors += len(pool) + len(gated) + len(summed)
-        num_bytes += up.row_bytes * len(pool) + gate_bytes * len(gated) + (records.row_bytes - gate_bytes) * len(summed)
-        num_bytes += 0 if scales is None else scales.row_bytes * len(np.unique(summed // 32))
-    return 2 * spec.hidden_size * vectors, num_bytes
+        inputs = np.flatnonzero(refinement.weights.inputs[layer])
+        gated = pool[refinement.weights.up[layer][pool] > 0]
+        summed = gated[refinement.weights.down[layer][gated] > 0]
+        columns, records = (header.tensors[f"layers.{layer}.{name}"] for name in ("inputs", "neurons"))
+        weights += spec.intermediate_size * len(inputs) + spec.hidden_size * (len(gated) + len(summed))
+        num_bytes += columns.row_bytes * len(inputs)
+        num_bytes += gate_bytes * len(gated) + (records.row_bytes - gate_bytes) * len(summed)
+        for name, kept in (("input_scales", inputs), ("down_scales", summed)):
+            scales = header.tensors.get(f"layers.{layer}.{name}")
+            num_bytes += 0 if scales is None else scales.row_bytes * len(np.unique(kept // 32))
+    return 2 * weights, num_bytes
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -261,13 +269,16 @@ def test_one_token_is_counted_to_the_byte(image_format: str, tmp_path: Path) -> 
 def test_mixed_steps_never_execute_less_than_planned(image_format: str, tmp_path: Path) -> None:
     native = NativeHarness(make_header(ODD_SIZES, tmp_path, image_format))
     rows = mixed_rows(native)
+    up_twice = sum(tensor.num_bytes for name, tensor in native.runner.header.tensors.items() if ".input" in name)
     for kept in ((0, 1), (0, 3), (0, 1, 2, 3), (0, 1, 2, 3, 4)):
         costs = [result.cost for result in native.step(*(rows[index] for index in kept))[1].rows]
         for cost in costs:
             assert cost.ffn_flops_planned <= cost.ffn_flops_computed <= cost.ffn_flops_dense
-            assert cost.ffn_bytes_planned <= cost.ffn_bytes_computed <= cost.ffn_bytes_dense
+            assert cost.ffn_bytes_planned <= cost.ffn_bytes_computed
         total = sum(costs, StepCost())
-        assert (total.ffn_bytes_computed == total.ffn_bytes_dense) == (4 in kept)
+        only_refined = not {2, 4} & set(kept)
+        assert total.ffn_bytes_computed <= total.ffn_bytes_dense + (0 if only_refined else up_twice)
+        assert only_refined or total.ffn_bytes_computed > total.ffn_bytes_planned
 
 
 def test_plans_are_forgotten_and_share_their_arrays(tmp_path: Path) -> None:
@@ -276,7 +287,7 @@ def test_plans_are_forgotten_and_share_their_arrays(tmp_path: Path) -> None:
     assert plan.refinement is not None
     first = native.step(make_row(ANSWER, plan=plan, sample=greedy()))[0].copy()
     native.runner.release("sequence-0")
-    other = replace(plan, refinement=replace(plan.refinement, up_thresholds=np.full(3, 1e30, np.float32)))
+    other = replace(plan, refinement=replace(plan.refinement, thresholds=np.full((3, 3), 1e30, np.float32)))
     assert (native.step(make_row(ANSWER, plan=other, sample=greedy()))[0] != first).any()
     np.testing.assert_array_equal(native.step(make_row(ANSWER, plan=plan, sample=greedy()))[0], first)
 
@@ -284,10 +295,11 @@ def test_plans_are_forgotten_and_share_their_arrays(tmp_path: Path) -> None:
 def test_what_cannot_be_refined_is_refused(tmp_path: Path) -> None:
     native = NativeHarness(make_header(ODD_SIZES, tmp_path, "int4"))
     plan, small = drop_some(native.spec, full_pool(native.spec)), np.ones((3, 7), np.float32)
+    weights = ScoreWeights(small, small, small)
     with pytest.raises(EngineFailureError, match="2 refine_scales for 1 tokens"):
         native.step(make_row([1], plan=plan, refine_scales=(1.0, 1.0)))
-    misfit = refine(make_plan(native.spec, (1, 1, 1)), small, small, up_threshold=0.0, down_threshold=0.0)
-    with pytest.raises(EngineFailureError, match=r"refinement has shape \(3, 7\)"):
+    misfit = refine(make_plan(native.spec, (1, 1, 1)), weights, 0.0, 0.0, 0.0)
+    with pytest.raises(EngineFailureError, match=r"refinement has sizes \(3, 7, 7\), the model \(3, 200, 104\)"):
         native.step(make_row([1], plan=misfit))
-    with pytest.raises(ValueError, match=r"shape \(num_layers, intermediate_size\)"):
+    with pytest.raises(ValueError, match=r"must have the shape \(3, 104\)"):
         native.runner._open().add_plan(9, misfit.neurons, misfit.refinement)

@@ -234,7 +234,7 @@ def test_a_missing_extension_is_explained(header: ImageHeader, monkeypatch: pyte
         ("layers.2.neurons", {"kind": "rows_q4"}, "expected neurons"),
         ("layers.2.up", {"kind": "rows_q8", "row_bytes": 72, "num_bytes": 88 * 72}, "not of the records' format"),
         ("layers.2.down_scales", {"num_bytes": 64, "shape": (1, 1), "row_bytes": 64}, "too few bytes"),
-        ("layers.2.down_scales", {"kind": "f32"}, "expected down_scales"),
+        ("layers.2.down_scales", {"kind": "f32"}, "expected column_scales"),
     ],
 )
 def test_a_lying_table_is_refused(header: ImageHeader, name: str, changes: dict[str, Any], problem: str) -> None:

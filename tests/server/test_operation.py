@@ -130,7 +130,6 @@ async def test_metrics_after_a_request(client: httpx.AsyncClient, engine: FakeEn
     assert sample(metrics, "glass_flops_planned_total", **sparse) == 650
     assert [sample(metrics, f"glass_ffn_flops_{what}_total", **sparse) for what in COUNTS] == [600, 300, 250]
     assert [sample(metrics, f"glass_ffn_bytes_{what}_total", **sparse) for what in COUNTS] == [60, 30, 25]
-    assert sample(metrics, "glass_ffn_bytes_skipped_total", **sparse) == 30
     assert sample(metrics, "glass_kv_cache_usage_ratio", model_name="tiny") == 0.25
     assert sample(metrics, "glass_http_requests_total", handler=CHAT, method="POST", status="200") == 2
     assert sample(metrics, "glass_build_info", version=__version__) == 1

@@ -27,7 +27,6 @@ REQUIRED_METRICS = (
     "glass_http_requests_total",
     "glass_admission_rejections_total",
     "glass_num_preemptions_total",
-    "glass_ffn_bytes_skipped_total",
     "glass_prefix_cache_hits_total",
     "glass_prefix_cache_queries_total",
     "glass_view_bytes_used",

@@ -74,18 +74,21 @@ def kv_position_bytes(spec: ModelSpec, kv_cache_dtype: str) -> int:
     return 2 * spec.num_layers * spec.num_kv_heads * head_bytes
 
 
+_FFN = (".up", ".inputs", ".input_scales", ".neurons", ".down_scales")
+
+
 def image_step_traffic(
     header: ImageHeader, plans: Sequence[SparsityPlan | None], *, num_keys: float, kv_cache_dtype: str
 ) -> StepTraffic:
     """Bytes the native runner reads in a step with one row per entry of `plans` (None = dense): the union of the rows'
-    neurons once, and every other weight once. Refined plans count whole: what their cascades leave out is known only
-    once they ran."""
+    neurons once, and every other weight once. Refined plans count whole, with up_proj by its rows: what their cascades
+    leave out is known only once they ran."""
     spec = header.spec
     layers = range(spec.num_layers)
     shared = sum(
         tensor.num_bytes
         for name, tensor in header.tensors.items()
-        if name.startswith("layers.") and not name.endswith((".up", ".neurons", ".down_scales"))
+        if name.startswith("layers.") and not name.endswith(_FFN)
     )
     embedding = header.tensors["embed_tokens"]
     head = embedding if spec.tie_word_embeddings else header.tensors["lm_head"]

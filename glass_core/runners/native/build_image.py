@@ -14,7 +14,15 @@ from glass_core.errors import ConfigurationError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.native import quantize
 from glass_core.runners.native.image import FORMATS, ImageWriter
-from glass_core.runners.native.packing import Blocks, Kind, pack_down_scales, pack_neurons, pack_rows, padded
+from glass_core.runners.native.packing import (
+    Blocks,
+    Kind,
+    pack_column_scales,
+    pack_columns,
+    pack_neurons,
+    pack_rows,
+    padded,
+)
 from glass_core.runners.native.packing import stack as stack_rows
 from glass_core.runners.native.sources import WeightSource
 
@@ -65,6 +73,8 @@ def _layer_names(spec: ModelSpec, image_format: str) -> list[str]:
         "attention_output_norm": spec.sandwich_norms,
         "post_norm": True,
         "up": True,
+        "inputs": True,
+        "input_scales": image_format != "bf16",
         "neurons": True,
         "down_scales": image_format != "bf16",
         "gate_bias": spec.mlp_bias,
@@ -123,11 +133,13 @@ class _Builder:
             self._writer.note(f"{len(names)} {stored} matrices as the nearest {kind}: {shown}")
 
     def _layer(self, prefix: str) -> Iterator[str]:
-        for name in _layer_names(self._source.spec, "bf16"):  # the scales come with the neurons
+        for name in _layer_names(self._source.spec, "bf16"):  # scales come with their columns
             if name == "neurons":
                 yield from self._neurons(prefix)
-            elif name == "up":  # of the image's own kind, as the records are
-                yield self._add_rows(prefix + name, self._in_kind(prefix + ROWS[name][0], self._kind))
+            elif name == "up":
+                yield from self._up(prefix)
+            elif name == "inputs":
+                continue  # came with up
             elif name in ROWS:
                 parts = tuple(prefix + part for part in ROWS[name])
                 yield self._add_rows(prefix + name, self._matrix(parts, self._kind))
@@ -171,14 +183,26 @@ class _Builder:
             blocks = quantize.nearest(self._source.values(part), kind)
         return blocks
 
+    def _up(self, prefix: str) -> Iterator[str]:
+        """By rows and by columns; of the image's own kind, as the records are."""
+        up = self._in_kind(prefix + ROWS["up"][0], self._kind)
+        yield self._add_rows(f"{prefix}up", up)
+        columns, outputs = pack_columns(up), padded(up.shape[0])
+        self._writer.add(f"{prefix}inputs", "columns", columns, shape=up.shape[::-1], padded_cols=outputs)
+        yield f"{prefix}inputs"
+        yield from self._add_column_scales(f"{prefix}input_scales", up)
+
     def _neurons(self, prefix: str) -> Iterator[str]:
         gate, down = (self._in_kind(f"{prefix}mlp.{name}_proj.weight", self._kind) for name in ("gate", "down"))
         hidden = padded(gate.shape[1])
         records = pack_neurons(gate, down)
         self._writer.add(f"{prefix}neurons", "neurons", records, shape=gate.shape, padded_cols=hidden)
         yield f"{prefix}neurons"
-        if self._kind != "bf16":
-            scales = pack_down_scales(down)
-            shape = (len(scales), gate.shape[1])
-            self._writer.add(f"{prefix}down_scales", "down_scales", scales, shape=shape, padded_cols=hidden)
-            yield f"{prefix}down_scales"
+        yield from self._add_column_scales(f"{prefix}down_scales", down)
+
+    def _add_column_scales(self, name: str, blocks: Blocks) -> Iterator[str]:
+        if self._kind == "bf16":
+            return
+        scales, outputs = pack_column_scales(blocks), blocks.shape[0]
+        self._writer.add(name, "column_scales", scales, shape=(len(scales), outputs), padded_cols=padded(outputs))
+        yield name

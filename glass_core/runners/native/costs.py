@@ -1,17 +1,20 @@
 """What a native step executed, row by row, next to what each row's plan alone would have taken.
 
 All rows of a step walk the same neurons, at least the union of their plans; with refined rows, the union of what their
-cascades want of up, of gate and of down. FLOPs: what was walked was computed for every token, so it counts for every
-token, kept or masked. Bytes: a weight was read once for all, so the bytes read are split evenly between the rows, to
-the byte, and so are those a dense step would have read. A layer's weights are counted once per step, although a long
-prefill passes over them once per tile of tokens: the later passes hit the caches.
+cascades want of gate and of down, and refined rows the union of their inputs' columns of up. FLOPs: what was walked was
+computed for every token that it was walked for, so it counts for each of them, kept or masked. Bytes: a weight was
+read once for all, so the bytes read are split evenly between the rows, to the byte, and so are those a dense step would
+have read. A layer's weights are counted once per step, although a long prefill passes over them once per tile of
+tokens: the later passes hit the caches.
 
 Planned is what the row would cost in the same step if exactly the neurons of its plan were walked, or what the cascades
 of a refined row's tokens take: in bytes its share of them. So dense, computed and planned are comparable, row by row
-and in sum: planned <= computed <= dense, and a step that walks the union of one plan executes what is planned.
+and in sum: planned <= computed <= dense, and a step that walks the union of one plan executes what is planned. One kind
+of step reads more bytes than a dense one: where refined rows meet others, up_proj is read by columns and by rows.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from glass_core.api import StepCost
 from glass_core.models.spec import ModelSpec
@@ -20,15 +23,30 @@ from glass_core.runners.native.ffn_work import FfnWork
 from glass_core.sparsity.flops import attention_flops, lm_head_flops, projection_flops
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutedWork:
+    """What a step executed: weights multiplied for every token whose plan is not refined, and for every token whose
+    plan is; weight bytes read for all together."""
+
+    plain_weights: int
+    refined_weights: int
+    num_bytes: int
+
+    def of(self, row: StepRow) -> FfnWork:
+        """What it was for this row's tokens."""
+        return FfnWork(self.refined_weights if row.is_refined else self.plain_weights, self.num_bytes)
+
+
 def row_costs(
-    spec: ModelSpec, rows: Sequence[StepRow], *, executed: FfnWork, dense: FfnWork, planned: Sequence[FfnWork]
+    spec: ModelSpec, rows: Sequence[StepRow], *, executed: ExecutedWork, dense: FfnWork, planned: Sequence[FfnWork]
 ) -> list[StepCost]:
-    """Costs in the order of the rows. `executed` and `dense` are of the step, with vectors per token; `planned` are of
-    each row alone, with the vectors of all its tokens."""
+    """Costs in the order of the rows. `executed` and `dense` are of the step, with weights per token; `planned` are of
+    each row alone, with the weights of all its tokens."""
     costs = []
     for index, (row, plan) in enumerate(zip(rows, planned, strict=True)):
-        num_bytes = [share_of(work.num_bytes, index, len(rows)) for work in (dense, executed, plan)]
-        costs.append(_row_cost(spec, row, (dense, executed, plan), num_bytes))
+        works = (dense, executed.of(row), plan)
+        num_bytes = [share_of(work.num_bytes, index, len(rows)) for work in works]
+        costs.append(_row_cost(spec, row, works, num_bytes))
     return costs
 
 
@@ -48,8 +66,8 @@ def _row_cost(spec: ModelSpec, row: StepRow, works: Sequence[FfnWork], num_bytes
     other = spec.num_layers * per_layer + lm_head_flops(spec, 0 if row.sample is None else 1)
     dense, computed, planned = works
     ffn_dense, ffn_computed, ffn_planned = (
-        2 * spec.hidden_size * num_vectors
-        for num_vectors in (num_tokens * dense.num_vectors, num_tokens * computed.num_vectors, planned.num_vectors)
+        2 * num_weights
+        for num_weights in (num_tokens * dense.num_weights, num_tokens * computed.num_weights, planned.num_weights)
     )
     bytes_dense, bytes_computed, bytes_planned = num_bytes
     return StepCost(

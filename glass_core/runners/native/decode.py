@@ -17,7 +17,7 @@ def decode_image(header: ImageHeader) -> Iterator[tuple[str, Floats]]:
     """(canonical name, float32 tensor) of every tensor of the model, one image tensor at a time."""
     payload = map_payload(header)
     for name, tensor in header.tensors.items():
-        if tensor.kind != "down_scales":
+        if tensor.kind not in ("columns", "column_scales"):  # up_proj a second time; scales come with the neurons
             yield from _decode(header, payload, name, tensor)
 
 

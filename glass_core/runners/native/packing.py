@@ -7,11 +7,13 @@ A row of K values is padded to Kp, a multiple of 64; a group is 32 values along 
     rows_q8    Kp unsigned codes; then one float16 scale a group. value = scale * (code - 128)
     rows_bf16  Kp bfloat16
     neurons    a record per FFN neuron: its gate row as above, then its column of down_proj as codes over the outputs,
-               without scales (bfloat16 values for bf16). A refined token reads up_proj of all neurons, in order, but
-               gate and down of chosen ones only: up_proj is a matrix of rows by itself, and of a chosen neuron one
-               long piece is read, where two short ones would fetch half as much again that nobody wants
-    down_scales  groups of down_proj run along the neurons, so 32 neurons share one scale per output: for each group
-               Hp float16 scales, and for q4 Hp float16 minimums
+               without scales (bfloat16 values for bf16). Of a chosen neuron one long piece is read, where two short
+               ones would fetch half as much again that nobody wants
+    columns    a matrix by its columns: of every column the codes over the outputs, without scales (bfloat16 values for
+               bf16). A refined token reads the columns of up_proj of chosen inputs, where all others read its rows, so
+               an image holds up_proj both ways
+    column_scales  groups run along a row, so 32 columns, of down_proj or of up_proj, share one scale per output: for
+               each group Op float16 scales, and for q4 Op float16 minimums, Op being the outputs padded as K is
 
 Every row and record is padded to a multiple of 8 bytes.
 """
@@ -129,21 +131,31 @@ def pack_neurons(gate: Blocks, down: Blocks) -> Bytes:
 
 
 def unpack_neurons(packed: Bytes, scales: Bytes | None, kind: Kind, hidden: int) -> tuple[Blocks, Blocks]:
-    """Inverse of `pack_neurons` and `pack_down_scales`: gate, down."""
-    width, num_neurons = row_bytes(kind, hidden), len(packed)
-    gate = unpack_rows(packed[:, :width], kind, hidden)
-    codes = np.ascontiguousarray(_unpack_codes(packed[:, width:], kind, hidden).T)
+    """Inverse of `pack_neurons` and `pack_column_scales`: gate, down."""
+    width = row_bytes(kind, hidden)
+    return unpack_rows(packed[:, :width], kind, hidden), unpack_columns(packed[:, width:], scales, kind, hidden)
+
+
+def pack_columns(blocks: Blocks) -> Bytes:
+    """(columns, bytes) of a matrix (rows, columns), codes only."""
+    return _beside([_pack_codes(blocks.codes.T, blocks.kind)], _codes_bytes(blocks.kind, blocks.shape[0]))
+
+
+def unpack_columns(packed: Bytes, scales: Bytes | None, kind: Kind, num_outputs: int) -> Blocks:
+    """Inverse of `pack_columns` and `pack_column_scales`; bytes after the codes are left alone."""
+    codes = np.ascontiguousarray(_unpack_codes(packed, kind, num_outputs).T)
     if scales is None:
-        return gate, Blocks(kind, codes)
-    planes = scales.view(np.float16).reshape(padded(num_neurons, GROUP) // GROUP, -1, padded(hidden))[..., :hidden]
-    columns = np.ascontiguousarray(planes.transpose(1, 2, 0))  # (scale or minimum, hidden, groups)
-    return gate, Blocks(kind, codes, columns[0], columns[1] if kind == "q4" else None)
+        return Blocks(kind, codes)
+    num_groups = padded(len(packed), GROUP) // GROUP
+    planes = scales.view(np.float16).reshape(num_groups, -1, padded(num_outputs))[..., :num_outputs]
+    columns = np.ascontiguousarray(planes.transpose(1, 2, 0))  # (scale or minimum, outputs, groups)
+    return Blocks(kind, codes, columns[0], columns[1] if kind == "q4" else None)
 
 
-def pack_down_scales(down: Blocks) -> Bytes:
-    """(groups of 32 neurons, bytes): the scales of all outputs, then for q4 their minimums."""
-    planes = [plane for plane in (down.scale, down.minimum) if plane is not None]
-    width = padded(down.shape[0])
+def pack_column_scales(blocks: Blocks) -> Bytes:
+    """(groups of 32 columns, bytes): the scales of all outputs, then for q4 their minimums."""
+    planes = [plane for plane in (blocks.scale, blocks.minimum) if plane is not None]
+    width = padded(blocks.shape[0])
     return _beside([_pad_columns(plane.T, width) for plane in planes], 2 * width * len(planes))
 
 

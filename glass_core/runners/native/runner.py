@@ -22,7 +22,7 @@ from glass_core.runners.checks import (
     token_problem,
 )
 from glass_core.runners.native.checkpoint_image import open_or_make_image
-from glass_core.runners.native.costs import row_costs
+from glass_core.runners.native.costs import ExecutedWork, row_costs
 from glass_core.runners.native.extension import load_extension, requested_isa
 from glass_core.runners.native.ffn_costs import choose_paths_by_cost, costs_path, measure_paths
 from glass_core.runners.native.ffn_work import FfnWork, dense_work
@@ -34,8 +34,8 @@ from glass_core.runners.native.rope import RopeFrequencies
 from glass_core.runners.native.sample_requests import DRAW_PROBLEMS, SampleRequests
 from glass_core.runners.native.statistics import RowStatistics
 from glass_core.runners.native.types import (
+    CascadeCounts,
     Drawn,
-    FfnCounts,
     Floats,
     Indices,
     NativeModel,
@@ -148,7 +148,7 @@ class NativeRunner:
         drawn, _, executed, cascades = output
         draws = iter(drawn)
         planned = self._planned(rows, cascades)
-        costs = row_costs(self.spec, rows, executed=FfnWork(*executed), dense=self._dense_work, planned=planned)
+        costs = row_costs(self.spec, rows, executed=ExecutedWork(*executed), dense=self._dense_work, planned=planned)
         results = (
             _row_result(row, cost, None if row.sample is None else next(draws), collected.get(row.sequence_id))
             for row, cost in zip(rows, costs, strict=True)
@@ -215,7 +215,7 @@ class NativeRunner:
             raise EngineFailureError(f"the native step refused its input: {error}") from error
         return output, collected
 
-    def _planned(self, rows: Sequence[StepRow], cascades: Sequence[FfnCounts]) -> list[FfnWork]:
+    def _planned(self, rows: Sequence[StepRow], cascades: Sequence[CascadeCounts]) -> list[FfnWork]:
         """What each row takes alone. `cascades` are those of the refined rows, in order."""
         counted = iter(cascades)
         return [FfnWork(*next(counted)) if row.is_refined else self._planned_alike(row) for row in rows]
@@ -225,10 +225,10 @@ class NativeRunner:
         plan = row.plan
         work = self._dense_work if plan is None else self._plans.find(row.sequence_id, plan).work
         assert work is not None  # the row is not refined
-        return FfnWork(len(row.token_ids) * work.num_vectors, work.num_bytes)
+        return FfnWork(len(row.token_ids) * work.num_weights, work.num_bytes)
 
     def _ffn_reads(self, row: StepRow, work: FfnWork) -> float:
-        return work.num_vectors / (len(row.token_ids) * self._dense_work.num_vectors)
+        return work.num_weights / (len(row.token_ids) * self._dense_work.num_weights)
 
     def _arrays(self, rows: Sequence[StepRow], num_logits: Sequence[int]) -> tuple[Indices, Indices, Indices]:
         """Tokens, blocks and layout of the rows as the extension takes them."""

@@ -28,12 +28,14 @@ Adjustments = tuple[float, float, float, Indices, Indices, Indices, Floats, Indi
 SampleRequest = tuple[float, int, float, float, tuple[int, int], int, int, Adjustments | None] | None
 # token, problem (see `DRAW_PROBLEMS`), (the token's log-probability, those of the most probable tokens)
 Drawn = tuple[int, int, tuple[float, list[tuple[int, float]]] | None]
-# weight vectors (rows of up and gate, columns of down) that were multiplied and FFN weight bytes read, over all layers
-FfnCounts = tuple[int, int]
+# FFN weights multiplied for every token whose plan is not refined, for every token whose plan is, and FFN weight bytes
+# read, all over all layers
+Executed = tuple[int, int, int]
+# FFN weights multiplied, summed over a row's tokens, and weight bytes read for them, over all layers
+CascadeCounts = tuple[int, int]
 # of the tokens whose logits were wanted: what was drawn, the logits (valid until the next step); then what the step
-# executed, vectors per token; and what the cascades of each row with a refined plan take by themselves, vectors summed
-# over its tokens
-StepOutput = tuple[list[Drawn], Floats, FfnCounts, list[FfnCounts]]
+# executed; and what the cascades of each row with a refined plan take by themselves
+StepOutput = tuple[list[Drawn], Floats, Executed, list[CascadeCounts]]
 
 
 class NativeModel(Protocol):

@@ -167,31 +167,22 @@ std::vector<StepRow> rows_of(const Array<int32_t>& tokens, const Array<int32_t>&
 class RefinementArrays {
 public:
     RefinementArrays(nb::handle refinement, const ModelShape& shape)
-        : up_weights_(matrix(refinement, "up_weights", shape)),
-          down_norms_(matrix(refinement, "down_norms", shape)),
-          up_thresholds_(vector(refinement, "up_thresholds", shape)),
-          down_thresholds_(vector(refinement, "down_thresholds", shape)) {}
+        : inputs_(matrix(refinement.attr("weights").attr("inputs"), shape.num_layers, shape.hidden_size)),
+          up_(matrix(refinement.attr("weights").attr("up"), shape.num_layers, shape.intermediate_size)),
+          down_(matrix(refinement.attr("weights").attr("down"), shape.num_layers, shape.intermediate_size)),
+          thresholds_(matrix(refinement.attr("thresholds"), 3, shape.num_layers)) {}
 
-    PlanRefinement view() const {
-        return {up_weights_.data(), down_norms_.data(), up_thresholds_.data(), down_thresholds_.data()};
-    }
+    PlanRefinement view() const { return {inputs_.data(), up_.data(), down_.data(), thresholds_.data()}; }
 
 private:
-    static Matrix<float> matrix(nb::handle refinement, const char* name, const ModelShape& shape) {
-        const auto array = nb::cast<Matrix<float>>(refinement.attr(name), false);
-        check_sums(shape, array.shape(0), array.shape(1));
-        return array;
-    }
-    static Array<float> vector(nb::handle refinement, const char* name, const ModelShape& shape) {
-        const auto array = nb::cast<Array<float>>(refinement.attr(name), false);
-        if (array.size() != static_cast<size_t>(shape.num_layers)) {
-            throw std::invalid_argument(std::string(name) + " must have a value per layer");
-        }
-        return array;
+    static Matrix<float> matrix(nb::handle values, int32_t rows, int32_t cols) {
+        const auto array = nb::cast<Matrix<float>>(values, false);
+        if (array.shape(0) == static_cast<size_t>(rows) && array.shape(1) == static_cast<size_t>(cols)) return array;
+        throw std::invalid_argument("a refinement's array must have the shape (" + std::to_string(rows) + ", " +
+                                    std::to_string(cols) + ")");
     }
 
-    Matrix<float> up_weights_, down_norms_;
-    Array<float> up_thresholds_, down_thresholds_;
+    Matrix<float> inputs_, up_, down_, thresholds_;
 };
 
 // threads, KV blocks, positions per block, type of the KV cache
@@ -268,8 +259,8 @@ public:
         const Logits logits(output.logits, {output.drawn.size(), static_cast<size_t>(model_.shape().vocab_size)},
                             nb::find(this));
         nb::list cascades;
-        for (const CascadeWork& work : output.cascades) cascades.append(nb::make_tuple(work.vectors, work.bytes));
-        const nb::tuple executed = nb::make_tuple(output.work.vectors, output.work.bytes);
+        for (const CascadeWork& work : output.cascades) cascades.append(nb::make_tuple(work.weights, work.bytes));
+        const nb::tuple executed = nb::make_tuple(output.work.plain, output.work.refined, output.work.bytes);
         return nb::make_tuple(drawn_list(output.drawn), logits, executed, cascades);
     }
 

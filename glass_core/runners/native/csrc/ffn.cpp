@@ -39,6 +39,7 @@ FfnStep::FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels&
       pool_(pool),
       hidden_padded_(padded(shape.hidden_size)),
       cascades_(shape, pool.num_threads()),
+      inputs_(shape, kernels, choice_, pool.num_threads()),
       scratch_(static_cast<size_t>(pool.num_threads())) {
     const auto values = static_cast<size_t>(std::max(kTurnValues, kTokenTile * kNeuronsPerChunk));
     for (Scratch& scratch : scratch_) {
@@ -55,7 +56,9 @@ void FfnStep::plan(const std::vector<const Plan*>& token_plans, const std::vecto
     token_plans_ = token_plans;
     collected_ = collected;
     refined_ = refined;
-    cascades_.plan(refined, token_plans);
+    cascades_.plan(refined);
+    if (cascades_.num_rows() > 0) inputs_.plan(refined, token_plans);
+    all_refined_ = std::all_of(refined.begin(), refined.end(), [](const RefinedToken& token) { return token.row >= 0; });
     for (Scratch& scratch : scratch_) scratch.executed = {};
     const auto tokens = static_cast<size_t>(num_tokens_), groups = static_cast<size_t>(shape_.num_groups());
     partials_.reserve(static_cast<size_t>(pool_.num_threads()) * tokens * static_cast<size_t>(hidden_padded_));
@@ -91,22 +94,30 @@ const LayerPlan* FfnStep::walk_for(int32_t layer, const Plan* shared, uint32_t* 
 }
 
 FfnWork FfnStep::work(const ModelWeights& weights) const {
+    if (cascades_.num_rows() > 0) return cascade_work(weights);
     FfnWork work;
-    if (cascades_.num_rows() > 0) {
-        for (const Scratch& scratch : scratch_) {
-            work.vectors += scratch.executed.vectors;
-            work.bytes += scratch.executed.bytes;
-        }
-        return work;
-    }
     const auto groups = static_cast<size_t>(shape_.num_groups());
     const uint32_t* words = walked_words_.data();
     for (const LayerWeights& layer : weights.layers) {
-        for (size_t group = 0; group < groups; ++group) work.vectors += 3 * std::popcount(words[group]);
+        for (size_t group = 0; group < groups; ++group) {
+            work.plain += 3 * static_cast<int64_t>(shape_.hidden_size) * std::popcount(words[group]);
+        }
         work.bytes += layer_bytes(layer.ffn, words, shape_.num_groups());
         words += groups;
     }
     return work;
+}
+
+FfnWork FfnStep::cascade_work(const ModelWeights& weights) const {
+    FfnParts shared;
+    for (const Scratch& scratch : scratch_) shared.add(scratch.executed);
+    FfnParts rows = shared, columns = shared;
+    columns.up = 0;
+    columns.add(inputs_.executed());
+    FfnParts read = columns;
+    read.up = shared.up;
+    const FfnWeights& ffn = weights.layers.front().ffn;  // all layers have the same sizes
+    return {all_refined_ ? 0 : rows.weights(shape_), columns.weights(shape_), read.bytes(ffn)};
 }
 
 float* FfnStep::partial_row(int32_t thread, int32_t token) {
@@ -123,11 +134,22 @@ const float* FfnStep::collected(int32_t i) const {
 }
 
 void FfnStep::run(const FfnWeights& ffn, int32_t layer, Activations& x) {
-    pool_.parallel([&](int thread, int) {
-        for (int32_t first = 0; first < num_tokens_; first += kTokenTile) {
-            run_tile(ffn, {layer, first, std::min(kTokenTile, num_tokens_ - first), thread}, x);
+    if (cascades_.num_rows() == 0) {
+        pool_.parallel([&](int thread, int) {
+            for (int32_t first = 0; first < num_tokens_; first += kTokenTile) run_tile(ffn, tile_at(layer, first, thread), x);
+        });
+        return;
+    }
+    for (int32_t first = 0; first < num_tokens_; first += kTokenTile) {
+        if (inputs_.any(first)) {
+            pool_.parallel([&](int thread, int) { inputs_.run(ffn, tile_at(layer, first, thread), x, cascades_); });
         }
-    });
+        pool_.parallel([&](int thread, int) { run_tile(ffn, tile_at(layer, first, thread), x); });
+    }
+}
+
+TokenTile FfnStep::tile_at(int32_t layer, int32_t first, int32_t thread) const {
+    return {layer, first, std::min(kTokenTile, num_tokens_ - first), thread};
 }
 
 void FfnStep::run_tile(const FfnWeights& ffn, const Tile& tile, Activations& x) {
@@ -143,7 +165,7 @@ void FfnStep::run_tile(const FfnWeights& ffn, const Tile& tile, Activations& x) 
         const Turn turn{chunk, num_chunks, neurons_of(tile.layer, chunk, num_chunks, scratch)};
         if (turn.neurons.count == 0) continue;
         if (cascades_.num_rows() > 0) {
-            run_cascade(ffn, turn, tile, inputs);
+            run_cascade(ffn, turn, tile, x);
         } else {
             run_turn(ffn, turn, tile, inputs);
         }

@@ -4,8 +4,10 @@
 // (ffn_choice.h): every neuron is read once, z of a row that does not keep it is set to 0, and a 0 contributes exactly
 // nothing. A row's result is therefore the one it gets alone.
 //
-// A step with refined rows (refinement.h) multiplies in three passes, each over what some row still wants: up rows of all
-// that is walked, then gate rows, then columns of down (ffn_cascade.cpp).
+// A step with refined rows (refinement.h) multiplies in passes, each over what some row still wants: columns of up for the
+// refined rows (ffn_inputs.h) and its rows for the others, then gate rows, then columns of down (ffn_cascade.cpp). Such a
+// mixed step reads up twice: from its rows and its columns a token gets other roundings, and it is to get those that it
+// gets alone.
 #pragma once
 
 #include <cstdint>
@@ -14,14 +16,12 @@
 #include "activations.h"
 #include "buffer.h"
 #include "ffn_choice.h"
+#include "ffn_inputs.h"
 #include "plans.h"
 #include "refinement.h"
 #include "thread_pool.h"
 
 namespace glass {
-
-// Tokens that are multiplied together; their inputs and partial outputs stay in the second-level cache.
-inline constexpr int32_t kTokenTile = 64;
 
 // Values of z that a thread works on at a time: few tokens run through all of the thread's neurons at once, because a
 // long walk over the weights can be prefetched; many tokens keep z in the first levels of the cache.
@@ -33,8 +33,9 @@ inline constexpr size_t kTurnBytes = 512 << 10;
 
 // What the FFNs of a step executed, summed over layers.
 struct FfnWork {
-    int64_t vectors = 0;  // rows of up and gate, columns of down: each was multiplied for every token of the step
-    int64_t bytes = 0;    // of these and of down's scales
+    int64_t plain = 0;    // weights multiplied for every token that is not refined
+    int64_t refined = 0;  // and for every token that is
+    int64_t bytes = 0;    // of all weights read
 };
 
 class FfnStep {
@@ -64,15 +65,9 @@ private:
         Buffer<float> gate, up;
         Buffer<int32_t> list, gate_list, down_list;
         Buffer<uint32_t> marks, any;  // of cascades: (tokens, turn's neurons / 32), and of any token
-        FfnWork executed;  // of cascades
+        FfnParts executed;  // of cascades, columns of up left out
     };
-    // What a thread multiplies at a time: tokens with one layer's weights.
-    struct Tile {
-        int32_t layer;
-        int32_t first;
-        int32_t count;
-        int32_t thread;
-    };
+    using Tile = TokenTile;
     // Some successive chunks of one thread, and the row length of gate and up.
     struct Turn {
         int32_t chunk;
@@ -83,17 +78,19 @@ private:
     };
 
     const LayerPlan* walk_for(int32_t layer, const Plan* shared, uint32_t* words) const;
+    Tile tile_at(int32_t layer, int32_t first, int32_t thread) const;
+    FfnWork cascade_work(const ModelWeights& weights) const;
     void run_tile(const FfnWeights& ffn, const Tile& tile, Activations& x);
     void run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
     int32_t chunks_per_turn(const FfnWeights& ffn, int32_t num_tokens) const;
     NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
     void activate(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
-    void run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
+    void run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);
+    void multiply_up(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);
     void choose_gates(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
     void choose_outputs(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const NeuronRange& gated);
     NeuronRange narrow(const Turn& turn, const Tile& tile, const NeuronRange& from, float* values, int32_t* list);
-    void count_executed(const FfnWeights& ffn, const Tile& tile, int32_t num_up, int32_t num_gate,
-                        const NeuronRange& summed);
+    void count_executed(const Tile& tile, int32_t num_up, int32_t num_gate, const NeuronRange& summed);
     void collect(const Turn& turn, int32_t token, const float* z);
     float* partial_row(int32_t thread, int32_t token);
 
@@ -111,7 +108,9 @@ private:
     Buffer<float> partials_;                 // (threads, tokens, hidden_padded)
     Buffer<float> z_;                        // (collected tokens, intermediate_size)
     std::vector<RefinedToken> refined_;
+    bool all_refined_ = false;               // no token needs rows of up
     CascadeCounts cascades_;
+    InputStage inputs_;
     std::vector<Scratch> scratch_;           // one per thread
 };
 

@@ -1,4 +1,5 @@
-// The turns of a step that has refined rows: up, then gate, then down, each for what some row of the tile still wants.
+// The turns of a step that has refined rows, after the input stage: u, then gate, then down, each for what some row of
+// the tile still wants.
 #include <cstring>
 
 #include "ffn.h"
@@ -6,20 +7,37 @@
 namespace glass {
 
 // Rows that are not refined take part with the neurons of their plan.
-void FfnStep::run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs) {
+void FfnStep::run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x) {
     Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
     const NeuronRange& walked = turn.neurons;
     const auto width = static_cast<size_t>(turn.width());
     float *gate = scratch.gate.data(), *up = scratch.up.data();
-    kernels_.dot_rows(ffn.up, walked.index, 0, walked.count, inputs, up, width);
+    multiply_up(ffn, turn, tile, x);
     choose_gates(ffn, turn, tile);
     const NeuronRange gated = narrow(turn, tile, walked, up, scratch.gate_list.data());
-    kernels_.dot_rows(ffn.gate, gated.index, 0, gated.count, inputs, gate, width);
+    kernels_.dot_rows(ffn.gate, gated.index, 0, gated.count, x.view(tile.first, tile.count), gate, width);
     choose_outputs(ffn, turn, tile, gated);
     const NeuronRange summed = narrow(turn, tile, gated, gate, scratch.down_list.data());
     kernels_.accumulate_down(ffn.down, summed.index, summed.count, gate, width, tile.count,
                              partial_row(tile.thread, tile.first), static_cast<size_t>(hidden_padded_));
-    count_executed(ffn, tile, walked.count, gated.count, summed);
+    count_executed(tile, walked.count, gated.count, summed);
+}
+
+// u of all tokens: of refined ones from the input stage, of runs of others from up's rows.
+void FfnStep::multiply_up(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x) {
+    float* up = scratch_[static_cast<size_t>(tile.thread)].up.data();
+    const NeuronRange& walked = turn.neurons;
+    const auto refined = [&](int32_t t) { return refined_[static_cast<size_t>(tile.first + t)].row >= 0; };
+    for (int32_t t = 0, count = 1; t < tile.count; t += count, count = 1) {
+        float* to = up + static_cast<ptrdiff_t>(t) * turn.width();
+        if (refined(t)) {
+            inputs_.gather(tile.first + t, walked, to);
+            continue;
+        }
+        while (t + count < tile.count && !refined(t + count)) ++count;
+        kernels_.dot_rows(ffn.up, walked.index, 0, walked.count, x.view(tile.first + t, count), to,
+                          static_cast<size_t>(turn.width()));
+    }
 }
 
 // Marks what every token wants to be computed further, from its plan and u.
@@ -56,7 +74,7 @@ void FfnStep::choose_outputs(const FfnWeights& ffn, const Turn& turn, const Tile
         if (refined_[token].row >= 0) {
             const LayerRefinement& refinement =
                 (*token_plans_[token])[static_cast<size_t>(tile.layer)].refinement();
-            kernels_.drop_below(gate, refinement.down_norms, gated.index,
+            kernels_.drop_below(gate, refinement.down_weights, gated.index,
                                 refined_[token].scale * refinement.down_threshold, gated.count, marks);
             int32_t* kept = scratch.down_list.data();
             const int32_t num_kept = kernels_.gather_marked(marks, gated.count, gated.index, kept);
@@ -90,13 +108,10 @@ NeuronRange FfnStep::narrow(const Turn& turn, const Tile& tile, const NeuronRang
 }
 
 // Once per step, like everything that is read: later tiles execute the same.
-void FfnStep::count_executed(const FfnWeights& ffn, const Tile& tile, int32_t num_up, int32_t num_gate,
-                             const NeuronRange& summed) {
+void FfnStep::count_executed(const Tile& tile, int32_t num_up, int32_t num_gate, const NeuronRange& summed) {
     if (tile.first > 0) return;
-    const FfnParts parts{num_up, num_gate, summed.count, count_groups(summed)};
-    FfnWork& executed = scratch_[static_cast<size_t>(tile.thread)].executed;
-    executed.vectors += parts.vectors();
-    executed.bytes += parts.bytes(ffn);
+    scratch_[static_cast<size_t>(tile.thread)].executed.add(
+        {all_refined_ ? 0 : num_up, num_gate, summed.count, count_groups(summed)});
 }
 
 }  // namespace glass

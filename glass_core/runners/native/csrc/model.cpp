@@ -20,15 +20,17 @@ void check_size(const char* name, int64_t value) {
     throw std::runtime_error("weight image: tensor '" + tensor.entry.name + "' " + problem);
 }
 
-const uint16_t* down_scales(const Tensor& tensor, const ModelShape& shape, size_t group_bytes) {
+// The scales of `count` columns' groups.
+const uint16_t* column_scales(const Tensor& tensor, int32_t count, size_t group_bytes) {
     const TensorEntry& entry = tensor.entry;
-    if (entry.kind != "down_scales") refuse(tensor, "is of kind " + entry.kind + ", expected down_scales");
-    if (entry.num_bytes < static_cast<size_t>(shape.num_groups()) * group_bytes) refuse(tensor, "has too few bytes");
+    const auto num_groups = static_cast<size_t>((count + kGroup - 1) / kGroup);
+    if (entry.kind != "column_scales") refuse(tensor, "is of kind " + entry.kind + ", expected column_scales");
+    if (entry.num_bytes < num_groups * group_bytes) refuse(tensor, "has too few bytes");
     return reinterpret_cast<const uint16_t*>(tensor.data);
 }
 
-size_t scale_bytes(Format format, int32_t hidden_padded) {
-    const size_t plane = sizeof(uint16_t) * static_cast<size_t>(hidden_padded);
+size_t scale_bytes(Format format, int32_t outputs_padded) {
+    const size_t plane = sizeof(uint16_t) * static_cast<size_t>(outputs_padded);
     return format == Format::q4 ? 2 * plane : (format == Format::q8 ? plane : 0);
 }
 
@@ -50,6 +52,19 @@ void view_records(const Tensor& tensor, const ModelShape& shape, FfnWeights& ffn
     ffn.gate_bytes = row;
     ffn.down_bytes = stride - row;
     ffn.group_scale_bytes = scale_bytes(shape.ffn_format, hidden_padded);
+}
+
+// The columns of up_proj, one per input.
+DownView view_inputs(const Tensor& tensor, const ModelShape& shape) {
+    const TensorEntry& entry = tensor.entry;
+    const int32_t outputs_padded = padded(shape.intermediate_size);
+    const auto stride = static_cast<size_t>(entry.row_bytes);
+    if (entry.kind != "columns") refuse(tensor, "is of kind " + entry.kind + ", expected columns");
+    if (entry.rows != shape.hidden_size || entry.cols != shape.intermediate_size || entry.padded_cols != outputs_padded) {
+        refuse(tensor, "has a shape other than [hidden_size, intermediate_size]");
+    }
+    if (stride < code_bytes(shape.ffn_format, outputs_padded)) refuse(tensor, "has columns of too few bytes");
+    return DownView{tensor.data, stride, nullptr, outputs_padded, shape.ffn_format};
 }
 
 // Looks tensors up by "layers.{i}.name".
@@ -81,8 +96,11 @@ private:
         view_records(image_.get(prefix_ + "neurons"), shape_, ffn);
         ffn.up = rows("up", shape_.intermediate_size, shape_.hidden_size);
         if (ffn.up.format != shape_.ffn_format) refuse(image_.get(prefix_ + "up"), "is not of the records' format");
-        if (ffn.group_scale_bytes > 0) {
-            ffn.down.scales = down_scales(image_.get(prefix_ + "down_scales"), shape_, ffn.group_scale_bytes);
+        ffn.inputs = view_inputs(image_.get(prefix_ + "inputs"), shape_);
+        ffn.input_scale_bytes = scale_bytes(shape_.ffn_format, ffn.inputs.hidden_padded);
+        if (shape_.ffn_format != Format::bf16) {
+            ffn.down.scales = scales("down_scales", shape_.intermediate_size, ffn.group_scale_bytes);
+            ffn.inputs.scales = scales("input_scales", shape_.hidden_size, ffn.input_scale_bytes);
         }
         ffn.gate_bias = optional_floats(shape_.mlp_bias, "gate_bias", shape_.intermediate_size);
         ffn.up_bias = optional_floats(shape_.mlp_bias, "up_bias", shape_.intermediate_size);
@@ -90,6 +108,9 @@ private:
         return ffn;
     }
 
+    const uint16_t* scales(const char* name, int32_t count, size_t group_bytes) const {
+        return column_scales(image_.get(prefix_ + name), count, group_bytes);
+    }
     RowsView rows(const char* name, int32_t num_rows, int32_t cols) const {
         return rows_view(image_.get(prefix_ + name), num_rows, cols);
     }
@@ -128,9 +149,19 @@ void ModelShape::check() const {
     }
 }
 
+void FfnParts::add(const FfnParts& other) {
+    up += other.up;
+    gate += other.gate;
+    down += other.down;
+    down_groups += other.down_groups;
+    inputs += other.inputs;
+    input_groups += other.input_groups;
+}
+
 int64_t FfnParts::bytes(const FfnWeights& ffn) const {
     return up * static_cast<int64_t>(ffn.up.stride) + gate * static_cast<int64_t>(ffn.gate_bytes) +
-           down * static_cast<int64_t>(ffn.down_bytes) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes);
+           down * static_cast<int64_t>(ffn.down_bytes) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
+           inputs * static_cast<int64_t>(ffn.inputs.stride) + input_groups * static_cast<int64_t>(ffn.input_scale_bytes);
 }
 
 ModelWeights view_weights(const Image& image, const ModelShape& shape) {

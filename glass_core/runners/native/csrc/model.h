@@ -48,24 +48,32 @@ struct FfnWeights {
     RowsView gate;
     RowsView up;
     DownView down;
+    DownView inputs;  // up_proj again, by its columns: what every input adds to all neurons' u
     const float* gate_bias;
     const float* up_bias;
     const float* down_bias;
     size_t gate_bytes;         // of a neuron's record: its gate row
     size_t down_bytes;         // and the rest, its column of down
     size_t group_scale_bytes;  // of the down scales that 32 neurons share
+    size_t input_scale_bytes;  // of the scales that 32 inputs share
 
     size_t neuron_bytes() const { return up.stride + gate_bytes + down_bytes; }
 };
 
-// How much of a layer's FFN is read: rows of up and of gate, columns of down, groups of 32 neurons that these are of.
+// How much of a layer's FFN is read: rows of up and of gate, columns of down and groups of 32 neurons that these are of,
+// columns of up and groups of 32 inputs that these are of.
 struct FfnParts {
     int64_t up = 0;
     int64_t gate = 0;
     int64_t down = 0;
     int64_t down_groups = 0;
+    int64_t inputs = 0;
+    int64_t input_groups = 0;
 
-    int64_t vectors() const { return up + gate + down; }
+    void add(const FfnParts& other);
+    int64_t weights(const ModelShape& shape) const {
+        return (up + gate + down) * shape.hidden_size + inputs * shape.intermediate_size;
+    }
     int64_t bytes(const FfnWeights& ffn) const;
 };
 

@@ -54,6 +54,7 @@ NeuronRange expand(const ChunkLayout& layout, const uint32_t* words, int32_t chu
 
 PlanStore::PlanStore(const ModelShape& shape, int32_t num_threads)
     : num_layers_(shape.num_layers),
+      hidden_size_(shape.hidden_size),
       intermediate_size_(shape.intermediate_size),
       layout_(shape.intermediate_size, num_threads) {
     std::vector<int32_t> all(static_cast<size_t>(intermediate_size_));
@@ -73,11 +74,20 @@ void PlanStore::add(int32_t key, const std::vector<NeuronRange>& lists, const Pl
         plan.emplace_back(layout_, intermediate_size_, list.index, static_cast<size_t>(list.count));
     }
     for (size_t layer = 0; refinement.up_weights != nullptr && layer < plan.size(); ++layer) {
-        const size_t first = layer * static_cast<size_t>(intermediate_size_);
-        plan[layer].refine({refinement.up_weights + first, refinement.down_norms + first,
-                            refinement.up_thresholds[layer], refinement.down_thresholds[layer]});
+        plan[layer].refine(layer_of(refinement, layer));
     }
     plans_.emplace(key, std::move(plan));
+}
+
+LayerRefinement PlanStore::layer_of(const PlanRefinement& refinement, size_t layer) const {
+    const auto num_layers = static_cast<size_t>(num_layers_);
+    const size_t neurons = layer * static_cast<size_t>(intermediate_size_);
+    return {refinement.input_weights + layer * static_cast<size_t>(hidden_size_),
+            refinement.up_weights + neurons,
+            refinement.down_weights + neurons,
+            refinement.thresholds[layer],
+            refinement.thresholds[num_layers + layer],
+            refinement.thresholds[2 * num_layers + layer]};
 }
 
 const Plan& PlanStore::get(int32_t key) const {

@@ -51,20 +51,24 @@ struct NeuronRange {
 // Of how many groups the listed neurons are; each group's follow each other.
 int32_t count_groups(const NeuronRange& neurons);
 
-// Scores and thresholds of a refined plan's layer (see refinement.h); the arrays, (intermediate_size,), are the caller's.
+// Scores and thresholds of a refined plan's layer (see refinement.h); the arrays, (hidden_size,) for inputs and else
+// (intermediate_size,), are the caller's.
 struct LayerRefinement {
+    const float* input_weights = nullptr;
     const float* up_weights = nullptr;
-    const float* down_norms = nullptr;
+    const float* down_weights = nullptr;
+    float input_threshold = 0.0f;
     float up_threshold = 0.0f;
     float down_threshold = 0.0f;
 };
 
-// The same of all layers, one after the other; null = the plan is not refined.
+// The same of all layers, one after the other: of each array, of inputs' thresholds, of up's and of down's; null = the
+// plan is not refined.
 struct PlanRefinement {
+    const float* input_weights = nullptr;
     const float* up_weights = nullptr;
-    const float* down_norms = nullptr;
-    const float* up_thresholds = nullptr;
-    const float* down_thresholds = nullptr;
+    const float* down_weights = nullptr;
+    const float* thresholds = nullptr;
 };
 
 // The kept neurons of one layer: a list in chunk order, and the same set as one word per group.
@@ -113,7 +117,10 @@ public:
     const ChunkLayout& layout() const { return layout_; }
 
 private:
+    LayerRefinement layer_of(const PlanRefinement& refinement, size_t layer) const;
+
     int32_t num_layers_;
+    int32_t hidden_size_;
     int32_t intermediate_size_;
     ChunkLayout layout_;
     Plan dense_;

@@ -6,7 +6,7 @@
 namespace glass {
 namespace {
 
-constexpr size_t kStages = 2;
+constexpr size_t kStages = 3;
 
 // Whether `index` lists the 32 neurons of one group in order.
 bool whole_group(const int32_t* index, int32_t left) {
@@ -21,13 +21,12 @@ void for_marked(const uint32_t* marks, int32_t count, Fn&& fn) {
     }
 }
 
-// Marks the first `count` positions.
+}  // namespace
+
 void mark_first(int32_t count, uint32_t* marks) {
     std::fill_n(marks, count / 32, ~uint32_t{0});
     if (count % 32 != 0) marks[count / 32] = (uint32_t{1} << (count % 32)) - 1;
 }
-
-}  // namespace
 
 void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uint32_t* marks) {
     for (int32_t start = 0; start < count; start += 32) {
@@ -63,27 +62,28 @@ int32_t count_marks(const uint32_t* marks, int32_t count) {
 }
 
 CascadeCounts::CascadeCounts(const ModelShape& shape, int32_t num_threads)
-    : num_groups_(static_cast<size_t>(shape.num_groups())),
+    : shape_(shape),
+      num_groups_(static_cast<size_t>((std::max(shape.intermediate_size, shape.hidden_size) + kGroup - 1) / kGroup)),
       num_layers_(static_cast<size_t>(shape.num_layers)),
       num_threads_(static_cast<size_t>(num_threads)) {}
 
-void CascadeCounts::plan(const std::vector<RefinedToken>& tokens, const std::vector<const Plan*>& token_plans) {
-    rows_.clear();
-    for (size_t t = 0; t < tokens.size(); ++t) {
-        if (tokens[t].row < 0) continue;
-        if (static_cast<size_t>(tokens[t].row) == rows_.size()) rows_.push_back({token_plans[t], 0});
-        ++rows_.back().num_tokens;
+void CascadeCounts::plan(const std::vector<RefinedToken>& tokens) {
+    row_tokens_.clear();
+    for (const RefinedToken& token : tokens) {
+        if (token.row < 0) continue;
+        if (static_cast<size_t>(token.row) == row_tokens_.size()) row_tokens_.push_back(0);
+        ++row_tokens_.back();
     }
-    if (rows_.empty()) return;
-    const size_t num_parts = num_threads_ * rows_.size() * num_layers_;
+    if (row_tokens_.empty()) return;
+    const size_t num_parts = num_threads_ * row_tokens_.size() * num_layers_;
     std::fill_n(parts_.reserve(num_parts), num_parts, FfnParts{});
-    if (std::all_of(rows_.begin(), rows_.end(), [](const Row& row) { return row.num_tokens == 1; })) return;
-    const size_t num_words = rows_.size() * num_layers_ * kStages * num_groups_;
+    if (std::all_of(row_tokens_.begin(), row_tokens_.end(), [](int64_t count) { return count == 1; })) return;
+    const size_t num_words = row_tokens_.size() * num_layers_ * kStages * num_groups_;
     std::fill_n(words_.reserve(num_words), num_words, 0u);
 }
 
 size_t CascadeCounts::parts_at(size_t row, size_t layer, size_t thread) const {
-    return (thread * rows_.size() + row) * num_layers_ + layer;
+    return (thread * row_tokens_.size() + row) * num_layers_ + layer;
 }
 
 size_t CascadeCounts::words_at(size_t row, size_t layer, Stage stage) const {
@@ -93,8 +93,9 @@ size_t CascadeCounts::words_at(size_t row, size_t layer, Stage stage) const {
 void CascadeCounts::note(int32_t row, int32_t layer, Stage stage, const NeuronRange& kept, int32_t thread) {
     const auto r = static_cast<size_t>(row), l = static_cast<size_t>(layer);
     FfnParts& parts = parts_.data()[parts_at(r, l, static_cast<size_t>(thread))];
-    (stage == gate ? parts.gate : parts.down) += kept.count;
-    if (rows_[r].num_tokens == 1) {
+    (stage == inputs ? parts.inputs : (stage == gate ? parts.gate : parts.down)) += kept.count;
+    if (row_tokens_[r] == 1) {
+        if (stage == inputs) parts.input_groups += count_groups(kept);
         if (stage == down) parts.down_groups += count_groups(kept);
         return;
     }
@@ -104,37 +105,34 @@ void CascadeCounts::note(int32_t row, int32_t layer, Stage stage, const NeuronRa
 
 // Of the row's tokens, each by itself.
 FfnParts CascadeCounts::token_parts(size_t row, size_t layer) const {
-    FfnParts sum{rows_[row].num_tokens * (*rows_[row].plan)[layer].count(), 0, 0, 0};
+    FfnParts sum;
     for (size_t thread = 0; thread < num_threads_; ++thread) {
-        const FfnParts& parts = parts_.data()[parts_at(row, layer, thread)];
-        sum.gate += parts.gate;
-        sum.down += parts.down;
-        sum.down_groups += parts.down_groups;
+        sum.add(parts_.data()[parts_at(row, layer, thread)]);
     }
     return sum;
 }
 
 // What one pass for all tokens of the row takes of a layer.
 FfnParts CascadeCounts::pass_parts(size_t row, size_t layer) const {
-    FfnParts sum = token_parts(row, layer);
-    if (rows_[row].num_tokens == 1) return sum;
-    const uint32_t* gates = words_.data() + words_at(row, layer, gate);
-    const uint32_t* downs = words_.data() + words_at(row, layer, down);
-    sum = {(*rows_[row].plan)[layer].count(), 0, 0, 0};
+    if (row_tokens_[row] == 1) return token_parts(row, layer);
+    FfnParts sum;
     for (size_t group = 0; group < num_groups_; ++group) {
-        sum.gate += std::popcount(gates[group]);
-        sum.down += std::popcount(downs[group]);
-        sum.down_groups += downs[group] != 0;
+        const auto word = [&](Stage stage) { return words_.data()[words_at(row, layer, stage) + group]; };
+        sum.inputs += std::popcount(word(inputs));
+        sum.input_groups += word(inputs) != 0;
+        sum.gate += std::popcount(word(gate));
+        sum.down += std::popcount(word(down));
+        sum.down_groups += word(down) != 0;
     }
     return sum;
 }
 
 std::vector<CascadeWork> CascadeCounts::work(const ModelWeights& weights) const {
     std::vector<CascadeWork> works;
-    for (size_t row = 0; row < rows_.size(); ++row) {
+    for (size_t row = 0; row < row_tokens_.size(); ++row) {
         CascadeWork work;
         for (size_t layer = 0; layer < num_layers_; ++layer) {
-            work.vectors += token_parts(row, layer).vectors();
+            work.weights += token_parts(row, layer).weights(shape_);
             work.bytes += pass_parts(row, layer).bytes(weights.layers[layer].ffn);
         }
         works.push_back(work);

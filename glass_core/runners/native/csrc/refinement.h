@@ -1,8 +1,8 @@
 // Token-level refinement: of the neurons of a plan's pool, a token reads only those that its own scores call for.
 //
-// The cascade of a token in a layer: u of the pool's up rows; neurons with |u| * up_weight >= scale * up_threshold are
-// computed further, z = act(gate) * u; of those, neurons with |z| * down_norm >= scale * down_threshold reach the down
-// projection. For all others z = 0, which contributes exactly nothing, so it does not matter what of them the token's
+// The cascade of a token in a layer: of the inputs x, those with |x| * input_weight >= scale * input_threshold give u;
+// neurons of the pool with |u| * up_weight >= scale * up_threshold are computed further, z = act(gate) * u; of those,
+// neurons with |z| * down_weight >= scale * down_threshold reach the down projection. For all others z = 0, which contributes exactly nothing, so it does not matter what of them the token's
 // batch-mates made the step compute. Scores that are not numbers are kept: the step then reports them.
 #pragma once
 
@@ -24,13 +24,15 @@ struct RefinedToken {
 
 // What the cascades of one refined row take by themselves, summed over layers.
 struct CascadeWork {
-    int64_t vectors = 0;  // weight vectors (rows of up and gate, columns of down) multiplied, summed over its tokens
+    int64_t weights = 0;  // multiplied, summed over its tokens
     int64_t bytes = 0;    // of the weights that one pass for all its tokens reads
 };
 
 // Marks, as the kernels take them: one bit per position.
 constexpr int32_t mark_words(int32_t count) { return (count + 31) / 32; }
 
+// Marks the first `count` positions.
+void mark_first(int32_t count, uint32_t* marks);
 // Marks the positions whose neurons `words` (bits by neuron) has.
 void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uint32_t* marks);
 // Moves the marks of the positions that `chosen` marks together, in order.
@@ -40,37 +42,34 @@ int32_t count_marks(const uint32_t* marks, int32_t count);
 // What the refined rows of a step keep.
 class CascadeCounts {
 public:
-    enum Stage : int32_t { gate, down };
+    enum Stage : int32_t { inputs, gate, down };
 
     CascadeCounts(const ModelShape& shape, int32_t num_threads);
 
-    // Lay out a step. `plans[r]` is refined row r's plan, `num_tokens[r]` its tokens.
-    void plan(const std::vector<RefinedToken>& tokens, const std::vector<const Plan*>& token_plans);
-    int32_t num_rows() const { return static_cast<int32_t>(rows_.size()); }
+    // Lay out a step.
+    void plan(const std::vector<RefinedToken>& tokens);
+    int32_t num_rows() const { return static_cast<int32_t>(row_tokens_.size()); }
 
-    // Note what one token keeps of a layer's neurons, of all that the thread walks or group by group. Threads own whole
-    // groups.
+    // Note what one token keeps of a layer's inputs or neurons, of all that the thread walks or group by group. Threads
+    // own whole groups.
     void note(int32_t row, int32_t layer, Stage stage, const NeuronRange& kept, int32_t thread);
 
     // Of every refined row, after all layers have run.
     std::vector<CascadeWork> work(const ModelWeights& weights) const;
 
 private:
-    struct Row {
-        const Plan* plan;
-        int64_t num_tokens;
-    };
     size_t parts_at(size_t row, size_t layer, size_t thread) const;
     size_t words_at(size_t row, size_t layer, Stage stage) const;
     FfnParts token_parts(size_t row, size_t layer) const;
     FfnParts pass_parts(size_t row, size_t layer) const;
 
-    size_t num_groups_;
+    const ModelShape& shape_;
+    size_t num_groups_;  // of inputs or of neurons, whichever are more
     size_t num_layers_;
     size_t num_threads_;
-    std::vector<Row> rows_;
-    Buffer<FfnParts> parts_;    // (threads, rows, layers): of gate and down, summed over the row's tokens
-    Buffer<uint32_t> words_;    // (rows, layers, stages, groups): one bit per neuron, of rows of several tokens
+    std::vector<int64_t> row_tokens_;  // of every refined row, its tokens
+    Buffer<FfnParts> parts_;    // (threads, rows, layers): summed over the row's tokens
+    Buffer<uint32_t> words_;    // (rows, layers, stages, groups): one bit per input or neuron, of rows of several tokens
 };
 
 }  // namespace glass

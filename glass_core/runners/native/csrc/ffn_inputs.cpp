@@ -1,0 +1,118 @@
+#include "ffn_inputs.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "elementwise.h"
+#include "rows.h"
+
+namespace glass {
+
+InputStage::InputStage(const ModelShape& shape, const Kernels& kernels, const FfnChoice& choice, int32_t num_threads)
+    : shape_(shape),
+      kernels_(kernels),
+      choice_(choice),
+      neurons_padded_(padded(shape.intermediate_size)),
+      own_(static_cast<size_t>(num_threads)) {
+    for (int32_t input = 0; input < shape.hidden_size; ++input) {
+        own_[static_cast<size_t>(input / kGroup % num_threads)].inputs.push_back(input);
+    }
+}
+
+void InputStage::plan(const std::vector<RefinedToken>& tokens, const std::vector<const Plan*>& token_plans) {
+    tokens_ = tokens;
+    token_plans_ = token_plans;
+    places_.assign(tokens.size(), -1);
+    num_refined_.assign(tokens.size() / static_cast<size_t>(kTokenTile) + 1, 0);
+    for (size_t t = 0; t < tokens.size(); ++t) {
+        if (tokens[t].row >= 0) places_[t] = num_refined_[t / static_cast<size_t>(kTokenTile)]++;
+    }
+    const auto tile = std::find_if(num_refined_.begin(), num_refined_.end(), [](int32_t count) { return count > 0; });
+    first_refined_tile_ = static_cast<int32_t>(tile - num_refined_.begin()) * kTokenTile;
+    max_refined_ = static_cast<size_t>(*std::max_element(num_refined_.begin(), num_refined_.end()));
+    if (max_refined_ == 0) return;
+    sums_.reserve(own_.size() * max_refined_ * static_cast<size_t>(neurons_padded_));
+    for (Own& own : own_) {
+        const auto words = static_cast<size_t>(mark_words(static_cast<int32_t>(own.inputs.size())));
+        own.values.reserve(max_refined_ * own.inputs.size());
+        own.marks.reserve(max_refined_ * words);
+        own.any.reserve(words);
+        own.list.reserve(own.inputs.size());
+        own.executed = {};
+    }
+}
+
+void InputStage::run(const FfnWeights& ffn, const TokenTile& tile, Activations& x, CascadeCounts& counts) {
+    Own& own = own_[static_cast<size_t>(tile.thread)];
+    const auto num_own = static_cast<int32_t>(own.inputs.size());
+    const int32_t num_refined = num_refined_[static_cast<size_t>(tile.first / kTokenTile)];
+    for (int32_t token = tile.first; token < tile.first + tile.count; ++token) {
+        if (places_[static_cast<size_t>(token)] >= 0) choose(own, tile, token, x.values(token), counts);
+    }
+    const NeuronRange kept = narrow(own, tile, num_refined);
+    auto* to = const_cast<float*>(sums(tile.thread, 0));
+    std::fill_n(to, static_cast<size_t>(num_refined) * static_cast<size_t>(neurons_padded_), 0.0f);
+    kernels_.accumulate_down(ffn.inputs, kept.index, kept.count, own.values.data(), static_cast<size_t>(num_own),
+                             num_refined, to, static_cast<size_t>(neurons_padded_));
+    if (tile.first != first_refined_tile_) return;
+    own.executed.inputs += kept.count;
+    own.executed.input_groups += count_groups(kept);
+}
+
+// The token's own values, 0 where its scores are too low, and marks of the others.
+void InputStage::choose(Own& own, const TokenTile& tile, int32_t token, const float* x, CascadeCounts& counts) {
+    const auto place = static_cast<ptrdiff_t>(places_[static_cast<size_t>(token)]);
+    const auto num_own = static_cast<int32_t>(own.inputs.size());
+    float* values = own.values.data() + place * num_own;
+    for (int32_t i = 0; i < num_own; i += kGroup) {
+        std::memcpy(values + i, x + own.inputs[static_cast<size_t>(i)],
+                    sizeof(float) * static_cast<size_t>(std::min(kGroup, num_own - i)));
+    }
+    uint32_t* marks = own.marks.data() + place * mark_words(num_own);
+    mark_first(num_own, marks);
+    const RefinedToken& refined = tokens_[static_cast<size_t>(token)];
+    const LayerRefinement& refinement =
+        (*token_plans_[static_cast<size_t>(token)])[static_cast<size_t>(tile.layer)].refinement();
+    kernels_.drop_below(values, refinement.input_weights, own.inputs.data(), refined.scale * refinement.input_threshold,
+                        num_own, marks);
+    kernels_.clear_unmarked(marks, num_own, values);
+    const int32_t num_kept = kernels_.gather_marked(marks, num_own, own.inputs.data(), own.list.data());
+    counts.note(refined.row, tile.layer, CascadeCounts::inputs, {own.list.data(), num_kept}, tile.thread);
+}
+
+// The inputs that some token of the tile keeps, with all tokens' values moved along; or all, unmoved, where that is
+// faster. Only a step of one tile is narrowed, so that all its tokens execute the same.
+NeuronRange InputStage::narrow(Own& own, const TokenTile& tile, int32_t num_refined) const {
+    const auto num_own = static_cast<int32_t>(own.inputs.size());
+    const NeuronRange all{own.inputs.data(), num_own};
+    if (tile.count < static_cast<int32_t>(tokens_.size())) return all;
+    const int32_t words = mark_words(num_own);
+    uint32_t* any = own.any.data();
+    std::memcpy(any, own.marks.data(), sizeof(uint32_t) * static_cast<size_t>(words));
+    for (int32_t i = words; i < num_refined * words; ++i) any[i % words] |= own.marks.data()[i];
+    if (choice_.all_neurons(num_refined, count_marks(any, num_own), num_own)) return all;
+    float* values = own.values.data();
+    for (int32_t t = 0; t < num_refined; ++t, values += num_own) kernels_.gather_marked(any, num_own, values, values);
+    return {own.list.data(), kernels_.gather_marked(any, num_own, own.inputs.data(), own.list.data())};
+}
+
+const float* InputStage::sums(int32_t thread, int32_t place) const {
+    return sums_.data() + (static_cast<size_t>(thread) * max_refined_ + static_cast<size_t>(place)) *
+                              static_cast<size_t>(neurons_padded_);
+}
+
+void InputStage::gather(int32_t token, const NeuronRange& neurons, float* up) const {
+    std::fill_n(up, neurons.count, 0.0f);
+    for (size_t thread = 0; thread < own_.size(); ++thread) {
+        add_gathered(up, sums(static_cast<int32_t>(thread), places_[static_cast<size_t>(token)]), neurons.index,
+                     neurons.count);
+    }
+}
+
+FfnParts InputStage::executed() const {
+    FfnParts sum;
+    for (const Own& own : own_) sum.add(own.executed);
+    return sum;
+}
+
+}  // namespace glass
