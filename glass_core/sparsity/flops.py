@@ -84,24 +84,26 @@ def refined_row_cost(
     num_keys: int,
     num_logits: int,
     num_products: int,
-    num_rows: int,
+    num_weights: int,
     bytes_per_weight: float,
 ) -> StepCost:
     """Cost of one row whose plan is refined, next to the dense cost of the same row.
 
-    `num_products`: weight rows (of gate, up and down alike) that the cascade multiplies, summed over tokens and layers;
-    `num_rows`: the distinct ones, each read once. Raises ValueError as `row_cost`, and for more than there are.
+    `num_products`: weights (of gate, up and down alike) that the cascade multiplies, summed over tokens and layers;
+    `num_weights`: the distinct ones, each read once. Raises ValueError as `row_cost`, and for more than there are.
     """
     _check_counts(num_tokens, num_keys, num_logits)
-    all_rows = FFN_MATRICES * spec.num_layers * spec.intermediate_size
-    if not 0 <= num_rows <= min(num_products, all_rows) or num_products > num_tokens * all_rows:
-        raise ValueError(f"a cascade of {num_tokens} tokens cannot read {num_rows} rows in {num_products} products")
+    most = ffn_weights(spec, spec.num_layers * spec.intermediate_size)
+    if not 0 <= num_weights <= min(num_products, most) or num_products > num_tokens * most:
+        raise ValueError(
+            f"a cascade of {num_tokens} tokens cannot read {num_weights} weights in {num_products} products"
+        )
     return _cost_with_ffn(
         spec,
         (num_tokens, num_keys, num_logits),
         bytes_per_weight,
-        ffn_computed=2 * spec.hidden_size * num_products,
-        bytes_computed=round(Fraction(bytes_per_weight) * spec.hidden_size * num_rows),
+        ffn_computed=2 * num_products,
+        bytes_computed=round(Fraction(bytes_per_weight) * num_weights),
     )
 
 

@@ -14,6 +14,7 @@ from glass_core.sparsity.budget import UNIFORM, uniform_profile
 from glass_core.sparsity.global_stats import GlobalStatistics
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
+from glass_core.sparsity.refinement import STAGES, ScoreWeights
 from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.sparsity.selection import PlanSelector
 from tests.core.sparsity_samples import make_manifest
@@ -27,15 +28,14 @@ REFINED = SparsityParams(sparsity=0.5, refine=True)
 def refinable_statistics(runner: Runner) -> GlobalStatistics:
     """Statistics in which nothing matters but that uniform plans can be refined, up to 0.6."""
     size = (runner.spec.num_layers, runner.spec.intermediate_size)
-    ones, points = np.ones(size, np.float32), np.ones((1, size[0]), np.float32)
+    ones, points = np.ones(size, np.float32), np.ones((1, len(STAGES), size[0]), np.float32)
+    weights = ScoreWeights(np.ones((size[0], runner.spec.hidden_size), np.float32), ones, ones)
     return GlobalStatistics(
         make_manifest(num_layers=size[0], intermediate_size=size[1]),
         ones,
         ones,
-        gate_rms=ones,
-        down_norm=ones,
         profiles={UNIFORM: uniform_profile(size[0])},
-        refinement={UNIFORM: RefinementTable(np.array([0.6], np.float32), points, points)},
+        refinement={UNIFORM: RefinementTable(np.array([0.6], np.float32), points, weights)},
     )
 
 

@@ -9,6 +9,7 @@ from hypothesis import settings
 from glass_core.api import SparsityParams
 from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics
 from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
+from glass_core.sparsity.refinement import ScoreWeights
 from glass_core.sparsity.selection import PlanSelector
 
 # No deadline: a busy machine is not a failure.
@@ -16,6 +17,7 @@ property_test = settings(deadline=None, max_examples=60)
 
 NUM_LAYERS = 3
 NUM_NEURONS = 40
+NUM_INPUTS = 24
 SHAPE = (NUM_LAYERS, NUM_NEURONS)
 IMPACT = ("impact_abs", "impact_rms")
 
@@ -36,6 +38,11 @@ def make_manifest(**changes: Any) -> ArtifactManifest:
 
 def random_scores(seed: int, shape: tuple[int, ...] = SHAPE) -> FloatArray:
     return np.random.default_rng(seed).gamma(0.3, size=shape).astype(np.float32)
+
+
+def random_weights(seed: int, shape: tuple[int, int] = SHAPE, num_inputs: int = NUM_INPUTS) -> ScoreWeights:
+    inputs = random_scores(seed, (shape[0], num_inputs))
+    return ScoreWeights(inputs, random_scores(seed + 1, shape), random_scores(seed + 2, shape))
 
 
 def make_statistics(*, without: Collection[str] = (), **changes: Any) -> GlobalStatistics:

@@ -46,7 +46,7 @@ def test_calibrating_expects_for_every_profile(statistics: GlobalStatistics) -> 
     table = tables["sensitivity"]["a_glass"]
     assert table.kl[-1] > table.kl[0] > 0
     assert all(low <= kl <= high for low, kl, high in zip(table.low, table.kl, table.high, strict=True))
-    assert tables["sensitivity"][REFINED].max_sparsity == 0.6
+    assert tables["sensitivity"][REFINED].max_sparsity == 0.7
     assert statistics.manifest.corpus["num_expected_kl_sequences"] == 3
     assert "expected_kl" in statistics.manifest.formulas
 

@@ -277,7 +277,7 @@ def test_a_manifest_that_is_no_json_object(path: Path, text: str, message: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 2}, "format_version is 2, this version of glass reads 1.*glass calibrate"),
+        ({"format_version": 1}, "format_version is 1, this version of glass reads 2.*glass calibrate"),
         ({"format_version": True}, "format_version is True"),
         ({"surprise": 1}, r"unknown fields \['surprise'\]"),
         ({"model_name": None}, "model_name must be a string, got None"),

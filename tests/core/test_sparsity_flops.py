@@ -125,16 +125,16 @@ def test_contradictory_counts_are_refused(changes: dict[str, Any], message: str)
 
 def test_a_cascade_that_reads_everything_costs_what_dense_does() -> None:
     spec, counts = make_spec(), {"num_tokens": 2, "num_keys": 5, "num_logits": 1, "bytes_per_weight": 2}
-    refined = refined_row_cost(spec, **counts, num_products=2 * 3 * 3 * 40, num_rows=3 * 3 * 40)
+    refined = refined_row_cost(spec, **counts, num_products=2 * 24 * 3 * 3 * 40, num_weights=24 * 3 * 3 * 40)
     assert refined == row_cost(spec, **counts, budgets=None)
-    half = refined_row_cost(spec, **counts, num_products=3 * 3 * 40, num_rows=3 * 40)
+    half = refined_row_cost(spec, **counts, num_products=24 * 3 * 3 * 40, num_weights=24 * 3 * 40)
     assert half.ffn_flops_computed * 2 == refined.ffn_flops_computed
     assert half.ffn_bytes_planned * 3 == refined.ffn_bytes_planned
     assert half.flops_saved == refined.ffn_flops_computed - half.ffn_flops_computed
 
 
-@pytest.mark.parametrize(("num_products", "num_rows"), [(721, 10), (720, 361), (5, 6), (5, -1)])
-def test_impossible_cascades_are_refused(num_products: int, num_rows: int) -> None:
+@pytest.mark.parametrize(("num_products", "num_weights"), [(17281, 10), (17280, 8641), (5, 6), (5, -1)])
+def test_impossible_cascades_are_refused(num_products: int, num_weights: int) -> None:
     with pytest.raises(ValueError, match="a cascade of 2 tokens cannot read"):
         refined_row_cost(
             make_spec(),
@@ -142,6 +142,6 @@ def test_impossible_cascades_are_refused(num_products: int, num_rows: int) -> No
             num_keys=5,
             num_logits=1,
             num_products=num_products,
-            num_rows=num_rows,
+            num_weights=num_weights,
             bytes_per_weight=2,
         )

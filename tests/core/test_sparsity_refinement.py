@@ -8,12 +8,16 @@ import pytest
 
 from glass_core.errors import ConfigurationError
 from glass_core.sparsity.plan import SparsityPlan
-from glass_core.sparsity.refinement import Refinement
+from glass_core.sparsity.refinement import STAGES, Refinement, ScoreWeights
+
+
+def weights(**changes: Any) -> ScoreWeights:
+    ones = np.ones((2, 5), np.float32)
+    return replace(ScoreWeights(np.ones((2, 3), np.float32), ones, ones), **changes)
 
 
 def refinement(**changes: Any) -> Refinement:
-    ones, zeros = np.ones((2, 5), np.float32), np.zeros(2, np.float32)
-    return replace(Refinement(ones, ones, zeros, zeros, reads=0.75), **changes)
+    return replace(Refinement(weights(), np.zeros((len(STAGES), 2), np.float32), reads=0.75), **changes)
 
 
 def test_a_refined_plan_promises_what_its_refinement_reads() -> None:
@@ -29,15 +33,29 @@ def test_a_refined_plan_promises_what_its_refinement_reads() -> None:
         ({"reads": 0.0}, r"reads must lie in \(0, 1\], got 0"),
         ({"reads": 1.5}, "reads must lie"),
         ({"reads": float("nan")}, "reads must lie"),
-        ({"up_weights": np.ones(5, np.float32)}, r"up_weights must be \(layers, neurons\)"),
-        ({"up_weights": np.ones((2, 5))}, "up_weights must be contiguous float32"),
-        ({"down_norms": np.ones((2, 4), np.float32)}, r"down_norms .* of shape \(2, 5\), got float32 of \(2, 4\)"),
-        ({"down_norms": np.ones((5, 2), np.float32).T}, "down_norms must be contiguous"),
-        ({"up_thresholds": np.zeros(3, np.float32)}, "up_thresholds"),
-        ({"down_thresholds": np.full(2, np.nan, np.float32)}, "down_thresholds must be finite"),
-        ({"up_weights": np.full((2, 5), -1.0, np.float32)}, "up_weights must be finite and not negative"),
+        ({"thresholds": np.zeros((3, 3), np.float32)}, r"thresholds .* of shape \(3, 2\), got float32 of \(3, 3\)"),
+        ({"thresholds": np.zeros((2, 2), np.float32)}, r"thresholds .* of shape \(3, 2\)"),
+        ({"thresholds": np.zeros((2, 3), np.float32).T}, "thresholds must be contiguous"),
+        ({"thresholds": np.full((3, 2), np.nan, np.float32)}, "thresholds must be finite"),
     ],
 )
 def test_impossible_refinements_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         refinement(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"down": np.ones(5, np.float32)}, r"down must be \(layers, size\), got \(5,\)"),
+        ({"inputs": np.ones((3, 3), np.float32)}, r"inputs must be \(layers, size\), got \(3, 3\)"),
+        ({"up": np.ones((2, 5))}, "up must be contiguous float32"),
+        ({"down": np.ones((2, 4), np.float32)}, r"up has shape \(2, 5\), down \(2, 4\)"),
+        ({"down": np.ones((5, 2), np.float32).T}, "down must be contiguous"),
+        ({"inputs": np.full((2, 3), np.inf, np.float32)}, "inputs must be finite"),
+        ({"up": np.full((2, 5), -1.0, np.float32)}, "up must be finite and not negative"),
+    ],
+)
+def test_impossible_weights_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"score weights: {message}"):
+        weights(**changes)

@@ -10,19 +10,17 @@ from glass_core.api import SparsityParams
 from glass_core.errors import InvalidRequestError, MissingStatisticsError
 from glass_core.sparsity.artifact import GlobalStatistics
 from glass_core.sparsity.budget import Profile, uniform_profile
+from glass_core.sparsity.refinement import STAGES
 from glass_core.sparsity.refinement_table import RefinementTable
-from tests.core.sparsity_samples import NUM_LAYERS, NUM_NEURONS, SHAPE, make_selector, make_statistics, random_scores
+from tests.core.sparsity_samples import NUM_LAYERS, NUM_NEURONS, make_selector, make_statistics, random_weights
 
-TABLE = RefinementTable(
-    np.array([0.2, 0.6], np.float32), np.full((2, NUM_LAYERS), 2, np.float32), np.ones((2, NUM_LAYERS), np.float32)
-)
+THRESHOLDS = np.full((2, len(STAGES), NUM_LAYERS), 2, np.float32)
+TABLE = RefinementTable(np.array([0.2, 0.6], np.float32), THRESHOLDS, random_weights(21))
 REFINED = SparsityParams(sparsity=0.4, refine=True)
 
 
 def refinable(**changes: Any) -> GlobalStatistics:
     values: dict[str, Any] = {
-        "gate_rms": random_scores(21),
-        "down_norm": random_scores(22),
         "profiles": {"uniform": uniform_profile(NUM_LAYERS)},
         "refinement": {"uniform": TABLE},
     }
@@ -30,8 +28,7 @@ def refinable(**changes: Any) -> GlobalStatistics:
 
 
 def test_a_refined_plan_has_all_neurons_and_the_tables_thresholds() -> None:
-    statistics = refinable()
-    selector = make_selector(statistics)
+    selector = make_selector(refinable())
     assert selector.budgets(REFINED) == (NUM_NEURONS,) * NUM_LAYERS
     plan = selector.select(REFINED, None)
     assert plan is not None
@@ -41,11 +38,8 @@ def test_a_refined_plan_has_all_neurons_and_the_tables_thresholds() -> None:
     assert plan.sparsity == pytest.approx(0.4)
     assert plan.sparsity_requested == 0.4
     assert plan.lambda_ is None is selector.effective_lambda(REFINED)
-    np.testing.assert_array_equal(plan.refinement.up_thresholds, np.full(NUM_LAYERS, 2, np.float32))
-    assert statistics.gate_rms is not None
-    assert statistics.down_norm is not None
-    np.testing.assert_array_equal(plan.refinement.up_weights, statistics.gate_rms * statistics.down_norm)
-    assert plan.refinement.up_weights.shape == SHAPE
+    np.testing.assert_array_equal(plan.refinement.thresholds, THRESHOLDS[0])
+    assert plan.refinement.weights is TABLE.weights
 
 
 def test_plans_share_their_arrays() -> None:
@@ -53,8 +47,7 @@ def test_plans_share_their_arrays() -> None:
     first, second = (selector.select(SparsityParams(sparsity=s, refine=True), None) for s in (0.2, 0.4))
     assert first is not None and second is not None
     assert first.refinement is not None and second.refinement is not None
-    assert first.refinement.up_weights is second.refinement.up_weights
-    assert first.refinement.down_norms is second.refinement.down_norms
+    assert first.refinement.weights is second.refinement.weights
     assert first.neurons is second.neurons
     again = selector.select(SparsityParams(sparsity=0.2, refine=True), None)
     assert again is not None
@@ -62,19 +55,15 @@ def test_plans_share_their_arrays() -> None:
     assert again.refinement is first.refinement
 
 
-def test_a_table_with_weights_of_its_own_is_scored_by_them() -> None:
-    tables = {"uniform": TABLE, "tuned": replace(TABLE, up_weights=random_scores(31), down_weights=random_scores(32))}
+def test_every_profile_is_scored_by_its_own_tables_weights() -> None:
+    tables = {"uniform": TABLE, "tuned": replace(TABLE, weights=random_weights(31))}
     profiles = {name: Profile(name, (1.0,) * NUM_LAYERS) for name in tables}
     selector = make_selector(refinable(profiles=profiles, refinement=tables))
     plans = {name: selector.select(replace(REFINED, profile=name), None) for name in tables}
-    for name, seed in (("uniform", 22), ("tuned", 32)):
-        plan = plans[name]
+    for name, plan in plans.items():
         assert plan is not None
         assert plan.refinement is not None
-        np.testing.assert_array_equal(plan.refinement.down_norms, random_scores(seed))
-    assert plan is not None
-    assert plan.refinement is not None
-    np.testing.assert_array_equal(plan.refinement.up_weights, random_scores(31))
+        assert plan.refinement.weights is tables[name].weights
 
 
 def test_refined_plans_need_no_prompt_and_no_method_of_their_own() -> None:
@@ -107,9 +96,7 @@ def test_what_can_be_refined_is_told() -> None:
     ("statistics", "problem"),
     [
         (None, "there is no artifact"),
-        (make_statistics(), "the artifact lacks gate_rms, down_norm, thresholds"),
-        (refinable(gate_rms=None), "the artifact lacks gate_rms"),
-        (refinable(down_norm=None), "the artifact lacks down_norm"),
+        (make_statistics(), "the artifact lacks thresholds"),
         (refinable(refinement={}), "the artifact lacks thresholds"),
     ],
 )

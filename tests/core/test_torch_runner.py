@@ -27,7 +27,7 @@ from glass_core.runners.torch_runner.views import PackedViews, pack
 from glass_core.runners.torch_runner.weights import load_weights
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
-from glass_core.sparsity.refinement import Refinement
+from glass_core.sparsity.refinement import STAGES, Refinement, ScoreWeights
 from tests.parity.harness import NUM_BLOCKS, Harness, greedy, make_plan, make_row
 from tests.tiny_models import save_tiny_model, tiny_model
 
@@ -123,8 +123,14 @@ def bad_plan(neurons: Sequence[int], num_layers: int, intermediate_size: int) ->
 
 def refined_plan(num_layers: int) -> SparsityPlan:
     """A good plan of three layers, whose refinement has `num_layers`."""
-    ones, zeros = np.ones((num_layers, 88), np.float32), np.zeros(num_layers, np.float32)
-    return replace(bad_plan([1], 3, 88), refinement=Refinement(ones, ones, zeros, zeros, 0.5))
+    return refined_for(num_layers, 88, 48)
+
+
+def refined_for(num_layers: int, num_neurons: int, num_inputs: int) -> SparsityPlan:
+    """A good plan of three layers of 88 neurons, whose refinement is for another model."""
+    ones, inputs = (np.ones((num_layers, size), np.float32) for size in (num_neurons, num_inputs))
+    thresholds = np.zeros((len(STAGES), num_layers), np.float32)
+    return replace(bad_plan([1], 3, 88), refinement=Refinement(ScoreWeights(inputs, ones, ones), thresholds, 0.5))
 
 
 @pytest.mark.parametrize(
@@ -142,7 +148,9 @@ def refined_plan(num_layers: int) -> SparsityPlan:
         ({"plan": bad_plan([1, 88], 3, 88)}, r"layer 0 of the plan has neurons outside \[0, 88\)"),
         ({"plan": bad_plan([-1, 5], 3, 88)}, "layer 0 of the plan has neurons outside"),
         ({"plan": bad_plan([1], 3, 88), "collect_statistics": True}, "dense rows only"),
-        ({"plan": refined_plan(2)}, r"the plan's refinement has shape \(2, 88\), the model \(3, 88\)"),
+        ({"plan": refined_plan(2)}, r"the plan's refinement has sizes \(2, 88, 48\), the model \(3, 88, 48\)"),
+        ({"plan": refined_for(3, 80, 48)}, r"refinement has sizes \(3, 80, 48\), the model \(3, 88, 48\)"),
+        ({"plan": refined_for(3, 88, 40)}, r"refinement has sizes \(3, 88, 40\), the model \(3, 88, 48\)"),
         ({"plan": bad_plan([1], 3, 88), "refine_scales": (1.0,)}, "refine_scales without a refined plan"),
         ({"plan": refined_plan(3), "refine_scales": (1.0, 1.0)}, "2 refine_scales for 1 tokens"),
         ({"plan": refined_plan(3), "refine_scales": (0.0,)}, "refine_scales must be positive"),

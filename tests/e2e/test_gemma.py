@@ -98,7 +98,7 @@ def test_calibration_measures_all_that_the_server_uses(artifact: Path) -> None:
     assert statistics.sensitivity is not None
     assert statistics.sensitivity.shape == (18,)
     assert set(statistics.profiles) == {"uniform", "sensitivity"}
-    assert statistics.refinement["sensitivity"].max_sparsity == pytest.approx(0.6)
+    assert statistics.refinement["sensitivity"].max_sparsity == pytest.approx(0.7)
     assert set(statistics.expected_kl["sensitivity"]) == {"a_glass", "refined"}
 
 

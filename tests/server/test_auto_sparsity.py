@@ -13,12 +13,13 @@ from glass_core.expected_kl import REFINED, ExpectedKl
 from glass_core.offline.automatic_default import automatic_default
 from glass_core.sparsity.budget import uniform_profile
 from glass_core.sparsity.global_stats import GlobalStatistics
+from glass_core.sparsity.refinement import STAGES
 from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.text import TextProcessor
 from server.__main__ import default_problem
 from server.app import create_app
 from server.config import Settings
-from tests.core.sparsity_samples import NUM_LAYERS, NUM_NEURONS, make_selector, make_statistics, random_scores
+from tests.core.sparsity_samples import NUM_LAYERS, NUM_NEURONS, make_selector, make_statistics, random_weights
 from tests.fakes_engine import FAKE_INFO, FakeEngineClient
 from tests.server.wire import CHAT, HELLO, sample
 
@@ -183,13 +184,11 @@ def test_the_doctor_knows_of_no_default_without_a_table() -> None:
 
 def measured_statistics(scale: float, *, refinable: bool) -> GlobalStatistics:
     """An artifact whose expected KL is `scale` times that of the tables above."""
-    scores, points = random_scores(3), np.ones((1, NUM_LAYERS), np.float32)
-    thresholds = RefinementTable(np.array([0.6], np.float32), points, points)
+    points = np.ones((1, len(STAGES), NUM_LAYERS), np.float32)
+    thresholds = RefinementTable(np.array([0.6], np.float32), points, random_weights(3))
     tables = {name: scaled(table, scale) for name, table in ((REFINED, TOKENS), ("a_glass", STATIC))}
     return make_statistics(
         without=("sensitivity",),
-        gate_rms=scores,
-        down_norm=scores,
         profiles={"uniform": uniform_profile(NUM_LAYERS)},
         refinement={"uniform": thresholds} if refinable else {},
         expected_kl={"uniform": tables if refinable else {"a_glass": tables["a_glass"]}},

@@ -31,7 +31,7 @@ from glass_core.sparsity.manifest import CorpusValue
 from glass_core.sparsity.selection import PlanSelector
 
 # between points the server interpolates: closer where refinement's answers are good enough to be chosen
-REFINED_SPARSITIES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+REFINED_SPARSITIES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7)
 STATIC_SPARSITIES = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 # tables are stored as float32: 0.6 must still be measured where a table ends at 0.6
 _ROUNDING = 1e-6

@@ -12,15 +12,17 @@ from glass_core.runners.torch_runner.model import TorchModel
 
 @dataclass(frozen=True, slots=True)
 class LayerTrace:
-    """One layer's g = act(gate_proj x), u = up_proj x and z = g * u, each (num_tokens, intermediate_size)."""
+    """One layer's input x (num_tokens, hidden_size), and g = act(gate_proj x), u = up_proj x and z = g * u, each
+    (num_tokens, intermediate_size)."""
 
+    x: Tensor
     gate: Tensor
     up: Tensor
     z: Tensor
 
 
 class TracingFfn:
-    """A dense `Ffn` that keeps each layer's g, u, z. With grad enabled, every z can be differentiated against."""
+    """A dense `Ffn` that keeps each layer's x, g, u, z. With grad enabled, every z can be differentiated against."""
 
     def __init__(self, model: TorchModel) -> None:
         self._model = model
@@ -32,7 +34,7 @@ class TracingFfn:
         if torch.is_grad_enabled() and not z.requires_grad:
             # weights are frozen, so the first layer's z is where the graph begins
             z.requires_grad_()
-        self.traces.append(LayerTrace(gate, up, z))
+        self.traces.append(LayerTrace(x, gate, up, z))
         return self._model.ffn_output(layer, z)
 
 

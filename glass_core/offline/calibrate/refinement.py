@@ -1,8 +1,9 @@
 """Thresholds of token-level refinement, as quantiles of the scores that a text brings about.
 
-For each sparsity the text passes through the model once, layer by layer, and each layer is pruned before the next one
-sees its output: thresholds fit what the layers below leave, not the dense model's activations. Pruned are the tokens
-that a server would decode, never the prompt (here: a chat's template and question) and never position 0.
+For each sparsity the text passes through the model once, layer by layer and stage by stage: each stage sees what the
+one before left (up_proj of the kept inputs), each layer what the layers below left, so that thresholds fit the pruned
+model's scores, not the dense one's. Pruned are the tokens that a server would decode, never the prompt (here: a chat's
+template and question) and never position 0.
 """
 
 from collections.abc import Sequence
@@ -13,26 +14,41 @@ from torch import Tensor
 
 from glass_core.offline.calibrate.allocation import LayerShares
 from glass_core.offline.calibrate.corpus import CorpusSequence
-from glass_core.offline.calibrate.local_errors import ScoreWeights, share_thresholds
+from glass_core.offline.calibrate.local_errors import share_thresholds
 from glass_core.offline.calibrate.statistics import Float32Array
 from glass_core.runners.torch_runner.attention import JoinedCaches, SequenceCache
-from glass_core.runners.torch_runner.ffn import gate_and_up
+from glass_core.runners.torch_runner.cascade import StageTensors
+from glass_core.runners.torch_runner.ffn import gate_alone, up_alone
 from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.sparsity.refinement import STAGES, ScoreWeights
 from glass_core.sparsity.refinement_table import RefinementTable
+from glass_core.sparsity.stored_tensor import as_stored
 
-SPARSITIES = tuple(step / 100 for step in range(10, 61, 5))
+SPARSITIES = tuple(step / 100 for step in range(10, 71, 5))
 
 
-def score_weights(gate_rms: Float32Array, down_norm: Float32Array) -> ScoreWeights:
-    """The weights a server takes from the artifact: RMS of act(g) times the norm of down, and that norm."""
-    return ScoreWeights(torch.from_numpy(gate_rms * down_norm), torch.from_numpy(down_norm))
+def score_weights(model: TorchModel, gate_rms: Float32Array, down_norm: Float32Array) -> ScoreWeights:
+    """The default weights, as an artifact stores them: norms of what the layer's output loses with x_i, u_j and z_j,
+    where the rest is only known by its root-mean-square. `gate_rms`, `down_norm` (num_layers, m)."""
+    gains = gate_rms * down_norm
+    inputs = [input_weights(layer.up_proj, gain) for layer, gain in zip(model.layers, gains, strict=True)]
+    return ScoreWeights(*(as_stored(values) for values in (np.stack(inputs), gains, down_norm)))
+
+
+def input_weights(up_proj: Tensor, gains: Float32Array) -> Float32Array:
+    """Of one layer's inputs, (hidden_size,): sqrt(sum_j (up_proj[j, i] * gains[j])^2) per weight of a column of
+    up_proj, where neurons' scores are per hidden_size weights. `up_proj` (m, hidden_size), `gains` (m,)."""
+    num_neurons, hidden_size = up_proj.shape
+    squares = (up_proj.float() * torch.from_numpy(gains).to(up_proj.device)[:, None]).double().square().sum(dim=0)
+    weights: Float32Array = (squares * hidden_size / num_neurons).sqrt().float().cpu().numpy()
+    return weights
 
 
 @torch.no_grad()
 def measure_thresholds(
     model: TorchModel, sequences: Sequence[CorpusSequence], weights: ScoreWeights, shares: LayerShares
 ) -> list[list[float]]:
-    """[up, down] thresholds of the layers, under which the decoded tokens of all sequences together keep the shares."""
+    """Thresholds [stage][layer], under which the decoded tokens of all sequences together keep the shares."""
     token_ids = torch.tensor([token for sequence in sequences for token in sequence.token_ids], device=model.device)
     positions = [torch.arange(len(sequence.token_ids), device=model.device) for sequence in sequences]
     lengths = torch.cat([torch.full_like(part, len(part)) for part in positions])
@@ -40,13 +56,14 @@ def measure_thresholds(
     own_lengths = [len(sequence.token_ids) for sequence in sequences]
     attention = JoinedCaches([SequenceCache(model.spec) for _ in sequences], own_lengths)
     model.forward(token_ids, torch.cat(positions), attention=attention, ffn=ffn, rope_lengths=lengths)
-    return [ffn.up_thresholds, ffn.down_thresholds]
+    return ffn.thresholds
 
 
-def make_table(sparsities: Sequence[float], points: Sequence[Sequence[Sequence[float]]]) -> RefinementTable:
-    """The table of [up, down] thresholds measured at these sparsities, ascending."""
-    up, down = np.array(points, np.float32).swapaxes(0, 1)
-    return RefinementTable(np.array(sparsities, np.float32), np.ascontiguousarray(up), np.ascontiguousarray(down))
+def make_table(
+    sparsities: Sequence[float], points: Sequence[Sequence[Sequence[float]]], weights: ScoreWeights
+) -> RefinementTable:
+    """The table of thresholds [stage][layer] measured at these sparsities, ascending, on scores with these weights."""
+    return RefinementTable(np.array(sparsities, np.float32), np.array(points, np.float32), weights)
 
 
 def _decoded(sequences: Sequence[CorpusSequence]) -> Tensor:
@@ -55,25 +72,30 @@ def _decoded(sequences: Sequence[CorpusSequence]) -> Tensor:
 
 
 class _FittingFfn:
-    """An `Ffn` that sets each layer's thresholds by the scores it sees, then prunes by them."""
+    """An `Ffn` that sets each layer's `thresholds` by the scores it sees, then prunes by them."""
 
     def __init__(self, model: TorchModel, pruned: Tensor, weights: ScoreWeights, shares: LayerShares) -> None:
-        self._model, self._pruned, self._weights, self._shares = model, pruned, weights, shares
-        self.up_thresholds: list[float] = []
-        self.down_thresholds: list[float] = []
+        self._model, self._pruned, self._shares = model, pruned, shares
+        self._scores = StageTensors.of_weights(weights, model.device)
+        self.thresholds: list[list[float]] = [[] for _ in STAGES]
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        gate, up = gate_and_up(self._model.layers[layer].ffn, self._model.spec.activation, x)
-        z = gate * up
-        z[self._pruned] = self._prune(layer, up[self._pruned], z[self._pruned])
+        z = x.new_empty(len(x), self._model.spec.intermediate_size)
+        z[~self._pruned] = self._model.ffn_activation(layer, x[~self._pruned])
+        z[self._pruned] = self._prune(layer, x[self._pruned])
         return self._model.ffn_output(layer, z)
 
-    def _prune(self, layer: int, up: Tensor, z: Tensor) -> Tensor:
-        up_scores = up.abs() * self._weights.up[layer]
-        (up_threshold,) = share_thresholds(up_scores, [float(self._shares.up[layer])])
-        gated = up_scores >= up_threshold
-        down_scores = torch.where(gated, z.abs() * self._weights.down[layer], 0.0)
-        (down_threshold,) = share_thresholds(down_scores, [float(self._shares.down[layer])])
-        self.up_thresholds.append(up_threshold)
-        self.down_thresholds.append(down_threshold)
-        return torch.where(gated & (down_scores >= down_threshold), z, 0.0)
+    def _prune(self, layer: int, x: Tensor) -> Tensor:
+        weights, scores = self._model.layers[layer].ffn, self._scores.of_layer(layer)
+        inputs = self._fit(0, x.abs() * scores.inputs, self._shares.inputs[layer])
+        up = up_alone(weights, torch.where(inputs, x, 0.0))
+        gated = self._fit(1, up.abs() * scores.up, self._shares.up[layer])
+        z = gate_alone(weights, self._model.spec.activation, x) * up
+        kept = gated & self._fit(2, torch.where(gated, z.abs() * scores.down, 0.0), self._shares.down[layer])
+        return torch.where(kept, z, 0.0)
+
+    def _fit(self, stage: int, scores: Tensor, share: float) -> Tensor:
+        """Whether each score reaches the threshold that keeps this share."""
+        (threshold,) = share_thresholds(scores, [float(share)])
+        self.thresholds[stage].append(threshold)
+        return scores >= threshold

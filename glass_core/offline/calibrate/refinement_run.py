@@ -3,20 +3,23 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
-from glass_core.offline.calibrate.allocation import FloatArray, LayerShares, allocate
+from glass_core.offline.calibrate.allocation import LayerShares, LocalErrors, allocate
 from glass_core.offline.calibrate.corpus import CorpusSequence
 from glass_core.offline.calibrate.instrumented import LayerTrace
-from glass_core.offline.calibrate.local_errors import ScoreWeights, layer_errors, trace_tokens
+from glass_core.offline.calibrate.local_errors import layer_errors, trace_tokens
 from glass_core.offline.calibrate.refinement import SPARSITIES, make_table, measure_thresholds, score_weights
 from glass_core.offline.calibrate.sensitivity import better_half
 from glass_core.offline.calibrate.statistics import Float32Array
 from glass_core.offline.calibrate.workfolder import WorkFolder
 from glass_core.offline.progress import Progress
+from glass_core.runners.torch_runner.cascade import StageTensors
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.plan import NeuronIndices
+from glass_core.sparsity.refinement import ScoreWeights
 from glass_core.sparsity.refinement_table import RefinementTable
 
 
@@ -31,7 +34,7 @@ class RefinementRun:
 
     def table(self, neurons: dict[str, Float32Array], sensitivity: Float32Array) -> RefinementTable:
         """Thresholds under shares allocated by predicted damage; `neurons` are the artifact's tensors."""
-        weights = score_weights(neurons["gate_rms"], neurons["down_norm"])
+        weights = score_weights(self.model, neurons["gate_rms"], neurons["down_norm"])
         errors = self._local_errors(weights, neurons["activation_l1"])
         shares = [allocate(errors, sensitivity.astype(np.float64), 1.0 - sparsity) for sparsity in SPARSITIES]
         return self.measure(weights, SPARSITIES, shares, name="sensitivity")
@@ -46,21 +49,22 @@ class RefinementRun:
                 make = partial(measure_thresholds, self.model, self.corpus, weights, share)
                 points.append(self.work.numbers(f"thresholds-{name}-{sparsity:g}", make))
                 advance()
-        return make_table(sparsities, points)
+        return make_table(sparsities, points, weights)
 
-    def _local_errors(self, weights: ScoreWeights, activation: Float32Array) -> FloatArray:
+    def _local_errors(self, weights: ScoreWeights, activation: Float32Array) -> LocalErrors:
         traces = cache(lambda: trace_tokens(self.model, self.corpus))
-        static = better_half(activation)
+        scores = StageTensors.of_weights(weights, self.model.device)
         errors = []
-        with self.progress.task("measuring local errors", len(static)) as advance:
-            for layer, neurons in enumerate(static):
-                make = partial(self._layer_errors, layer, traces, weights, neurons)
+        with self.progress.task("measuring local errors", len(activation)) as advance:
+            for layer, neurons in enumerate(better_half(activation)):
+                make = partial(self._layer_errors, layer, traces, scores.of_layer(layer), neurons)
                 errors.append(self.work.numbers(f"errors-{layer:04d}", make))
                 advance()
-        return np.array(errors)
+        of_inputs, of_neurons = zip(*errors, strict=True)
+        return LocalErrors(np.array(of_inputs), np.array(of_neurons))
 
     def _layer_errors(
-        self, layer: int, traces: Callable[[], list[LayerTrace]], weights: ScoreWeights, static: NeuronIndices
-    ) -> list[list[float]]:
-        errors: list[list[float]] = layer_errors(self.model, layer, traces()[layer], weights, static).tolist()
-        return errors
+        self, layer: int, traces: Callable[[], list[LayerTrace]], scores: StageTensors, static: NeuronIndices
+    ) -> list[Any]:
+        """Of inputs and of neurons, as lists."""
+        return [errors.tolist() for errors in layer_errors(self.model.layers[layer], traces()[layer], scores, static)]

@@ -37,8 +37,9 @@ FORMULAS: Mapping[str, str] = {
     "mean_square_z": "mean of z[j]^2 over counted tokens but position 0 (massive activations)",
     "down_norm": "l2 norm of down_proj[:, j]",
     "refinement": (
-        "thresholds on |u[j]| * gate_rms[j] * down_norm[j] and |z[j]| * down_norm[j], under which the decoded tokens "
-        "of the refinement sequences keep their layers' shares, the layers below pruned alike"
+        "thresholds on |x[i]| * inputs[i], |u[j]| * gate_rms[j] * down_norm[j] and |z[j]| * down_norm[j], with "
+        "inputs[i]^2 = hidden_size / m * sum over j of (up_proj[j, i] * gate_rms[j] * down_norm[j])^2, under which the "
+        "decoded tokens of the refinement sequences keep their layers' shares, the layers below pruned alike"
     ),
     "sensitivity": (
         "mean over counted tokens but position 0 of held-out sequences of KL(dense || this layer alone, "

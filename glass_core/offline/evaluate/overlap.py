@@ -20,6 +20,7 @@ from glass_core.api import SparsityParams
 from glass_core.offline.evaluate.conditions import ORACLE
 from glass_core.offline.evaluate.longform import DenseAnswer, predict_tokens
 from glass_core.offline.evaluate.refined import MAX_ROWS, RefinedRow, RowsFfn, TorchRows, decode_refined
+from glass_core.runners.torch_runner.cascade import Kept
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
 from glass_core.sparsity.ranking import ranks, top_k
@@ -140,6 +141,6 @@ class _RecordedFfn(RowsFfn):
         super().__init__(model, refinements, scales)
         self.layers: list[Tensor] = []
 
-    def count(self, gated: Tensor, kept: Tensor) -> None:
-        super().count(gated, kept)
-        self.layers.append(kept.cpu())
+    def count(self, kept: Kept) -> None:
+        super().count(kept)
+        self.layers.append(kept.down.cpu())

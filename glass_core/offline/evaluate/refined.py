@@ -14,8 +14,9 @@ from torch import Tensor
 from glass_core.engine.refine_control import ReadsController
 from glass_core.offline.evaluate.longform import DenseAnswer
 from glass_core.runners.torch_runner.attention import JoinedCaches
-from glass_core.runners.torch_runner.ffn import gate_and_up
+from glass_core.runners.torch_runner.cascade import Kept, StageTensors, run_cascade
 from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.sparsity.flops import ffn_weights
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.refinement import Refinement
 
@@ -100,33 +101,25 @@ class RowsFfn:
 
     def __init__(self, model: TorchModel, refinements: Sequence[Refinement], scales: Sequence[float]) -> None:
         self._model = model
-        factors = torch.tensor(scales, dtype=torch.float32)[:, None]
-        self._up = _thresholds([item.up_thresholds for item in refinements], factors).to(model.device)
-        self._down = _thresholds([item.down_thresholds for item in refinements], factors).to(model.device)
-        self._up_weights = torch.from_numpy(refinements[0].up_weights).to(model.device)
-        self._down_norms = torch.from_numpy(refinements[0].down_norms).to(model.device)
+        self._scores = StageTensors.of_weights(refinements[0].weights, model.device)
+        thresholds = torch.stack([torch.from_numpy(item.thresholds) for item in refinements], dim=-1)
+        self._thresholds = (thresholds * torch.tensor(scales, dtype=torch.float32)).to(model.device)
         self._num_products = torch.zeros(len(refinements), dtype=torch.int64, device=model.device)
 
     @property
     def reads(self) -> list[float]:
         """Share of FFN weights each row read."""
         spec = self._model.spec
-        shares: list[float] = (self._num_products / (3 * spec.num_layers * spec.intermediate_size)).tolist()
+        all_weights = ffn_weights(spec, spec.num_layers * spec.intermediate_size)
+        shares: list[float] = (self._num_products / all_weights).tolist()
         return shares
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        gate, up = gate_and_up(self._model.layers[layer].ffn, self._model.spec.activation, x)
-        gated = up.float().abs() * self._up_weights[layer] >= self._up[:, layer, None]
-        z = gate * up
-        kept = gated & (z.float().abs() * self._down_norms[layer] >= self._down[:, layer, None])
-        self.count(gated, kept)
-        return self._model.ffn_output(layer, torch.where(kept, z, 0.0))
+        weights, scores = self._model.layers[layer].ffn, self._scores.of_layer(layer)
+        z, kept = run_cascade(weights, self._model.spec.activation, x, scores, self._thresholds[:, layer])
+        self.count(kept)
+        return self._model.ffn_output(layer, z)
 
-    def count(self, gated: Tensor, kept: Tensor) -> None:
-        """Called once per layer, in order: what each row reads the gate and down_proj for, (rows, m) bool."""
-        self._num_products += gated.shape[-1] + gated.sum(dim=-1) + kept.sum(dim=-1)
-
-
-def _thresholds(values: Sequence[object], factors: Tensor) -> Tensor:
-    """(rows, layers) thresholds times a factor per row (rows, 1)."""
-    return torch.stack([torch.as_tensor(row) for row in values]) * factors
+    def count(self, kept: Kept) -> None:
+        """Called once per layer, in order."""
+        self._num_products += kept.num_weights(self._model.spec.intermediate_size)

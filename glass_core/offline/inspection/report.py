@@ -31,10 +31,7 @@ def _manifest_table(statistics: GlobalStatistics) -> Table:
 
 
 def _refinement(statistics: GlobalStatistics) -> str:
-    ranges = [
-        f"{name} up to sparsity {table.max_sparsity:g}{'' if table.up_weights is None else ' with weights of its own'}"
-        for name, table in statistics.refinement.items()
-    ]
+    ranges = [f"{name} up to sparsity {table.max_sparsity:g}" for name, table in statistics.refinement.items()]
     return ", ".join(ranges) or "not measured"
 
 

@@ -12,32 +12,34 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from glass_core.offline.calibrate.local_errors import ScoreWeights
-from glass_core.runners.torch_runner.ffn import gate_and_up
+from glass_core.runners.torch_runner.cascade import StageTensors
+from glass_core.runners.torch_runner.ffn import gate_alone, up_alone
 from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.sparsity.refinement import STAGES
 
 
-class _HardCascade(torch.autograd.Function):
-    """z where both scores reach their thresholds, else 0."""
+class _HardMask(torch.autograd.Function):
+    """One stage: the values whose scores reach the threshold, else 0."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, up_margin: Tensor, down_margin: Tensor, *rest: Any) -> Tensor:
-        """Margins (n, m): log score - log threshold; `rest`: log thresholds (n,) of up and of down, and the width."""
-        up_log, down_log, width = rest
-        ctx.save_for_backward(z, up_margin, down_margin)
-        ctx.width = width
-        ctx.needs_thresholds = up_log.requires_grad or down_log.requires_grad
-        return torch.where((up_margin >= 0) & (down_margin >= 0), z, torch.zeros_like(z))
+    def forward(ctx: Any, values: Tensor, margin: Tensor, *rest: Any) -> Tensor:
+        """`margin` (n, k): log score - log threshold; `rest`: the log threshold (n,), and the width."""
+        _, ctx.width = rest
+        ctx.save_for_backward(values, margin)
+        return torch.where(margin >= 0, values, torch.zeros_like(values))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        z, up_margin, down_margin = ctx.saved_tensors
-        gated, reached = up_margin >= 0, down_margin >= 0
-        worth = grad.float() * z.float()
-        up = -(worth * kernel(up_margin, ctx.width) * reached).sum(dim=-1)
-        down = -(worth * kernel(down_margin, ctx.width) * gated).sum(dim=-1)
-        return torch.where(gated & reached, grad, torch.zeros_like(grad)), None, None, up, down, None
+        values, margin = ctx.saved_tensors
+        slope = -(grad.float() * values.float() * kernel(margin, ctx.width)).sum(dim=-1)
+        return torch.where(margin >= 0, grad, torch.zeros_like(grad)), None, slope, None
+
+
+def hard_mask(values: Tensor, margin: Tensor, log_threshold: Tensor, width: float) -> Tensor:
+    """`values` (n, k) where `margin` (n, k) is not negative, differentiable in them and in `log_threshold` (n,)."""
+    masked: Tensor = _HardMask.apply(values, margin, log_threshold, width)  # type: ignore[no-untyped-call]
+    return masked
 
 
 def kernel(margin: Tensor, width: float) -> Tensor:
@@ -49,43 +51,58 @@ def kernel(margin: Tensor, width: float) -> Tensor:
 class CascadeFfn:
     """An `Ffn` of rows from several texts, each text under its own thresholds, that counts what is read.
 
-    `log_thresholds` (num_texts, 2, num_layers): of up and of down; `text_of_row` (n,). After a forward pass `reads`
-    (num_texts,) is each text's mean share of FFN reads per token, and `slopes` (num_texts, 2, num_layers) its
-    derivative with respect to each logarithm, by the same kernel, for the activations as they were.
+    `log_weights`: logarithms of the score weights; `log_thresholds` (num_texts, len(STAGES), num_layers);
+    `text_of_row` (n,). After a forward pass `reads` (num_texts,) is each text's mean share of FFN reads per token, and
+    `slopes` (num_texts, len(STAGES), num_layers) its derivative with respect to each logarithm, by the same kernel, for
+    the activations as they were.
     """
 
     def __init__(
-        self, model: TorchModel, weights: ScoreWeights, log_thresholds: Tensor, text_of_row: Tensor, width: float
+        self, model: TorchModel, log_weights: StageTensors, log_thresholds: Tensor, text_of_row: Tensor, width: float
     ) -> None:
-        self._model, self._weights, self._width = model, weights, width
+        self._model, self._log_weights, self._width = model, log_weights, width
         self._logs, self._text_of_row = log_thresholds, text_of_row
-        self._log_weights = ScoreWeights(weights.up.log(), weights.down.log())
         num_texts = len(log_thresholds)
         tokens = torch.bincount(text_of_row, minlength=num_texts).double()
-        self._unit = 1.0 / (3.0 * tokens * model.spec.num_layers * model.spec.intermediate_size)
+        self._unit = 1.0 / (3.0 * tokens * model.spec.num_layers)
         self.reads = torch.zeros(num_texts, dtype=torch.float64)
-        self.slopes = torch.zeros(num_texts, 2, model.spec.num_layers, dtype=torch.float64)
+        self.slopes = torch.zeros(num_texts, len(STAGES), model.spec.num_layers, dtype=torch.float64)
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        gate, up = gate_and_up(self._model.layers[layer].ffn, self._model.spec.activation, x)
-        z = gate * up
-        up_log, down_log = (self._logs[self._text_of_row, stage, layer] for stage in (0, 1))
-        with torch.no_grad():
-            up_margin = up.float().abs().log() + self._log_weights.up[layer] - up_log[:, None]
-            down_margin = z.float().abs().log() + self._log_weights.down[layer] - down_log[:, None]
-            self._count(layer, up_margin, down_margin)
-        kept = _HardCascade.apply(z, up_margin, down_margin, up_log, down_log, self._width)  # type: ignore[no-untyped-call]
-        return self._model.ffn_output(layer, kept)
+        weights, scores = self._model.layers[layer].ffn, self._log_weights.of_layer(layer)
+        logs = self._logs[self._text_of_row, :, layer].unbind(dim=1)
+        inputs = _margin(x, scores.inputs, logs[0])
+        up = up_alone(weights, hard_mask(x, inputs, logs[0], self._width))
+        z = gate_alone(weights, self._model.spec.activation, x) * up
+        margins = StageTensors(inputs, _margin(up, scores.up, logs[1]), _margin(z, scores.down, logs[2]))
+        self._count(layer, margins)
+        gated = hard_mask(z, margins.up, logs[1], self._width)
+        return self._model.ffn_output(layer, hard_mask(gated, margins.down, logs[2], self._width))
 
-    def _count(self, layer: int, up_margin: Tensor, down_margin: Tensor) -> None:
-        gated, reached = up_margin >= 0, down_margin >= 0
-        num_read = up_margin.shape[1] + gated.sum(dim=-1) + (gated & reached).sum(dim=-1)
-        up_slope = -(kernel(up_margin, self._width) * (1.0 + reached.float())).sum(dim=-1)
-        down_slope = -(kernel(down_margin, self._width) * gated).sum(dim=-1)
-        self.reads += self._unit * self._by_text(num_read)
-        self.slopes[:, 0, layer] = self._unit * self._by_text(up_slope)
-        self.slopes[:, 1, layer] = self._unit * self._by_text(down_slope)
+    @torch.no_grad()
+    def _count(self, layer: int, margins: StageTensors) -> None:
+        gated, reached = margins.up >= 0, margins.down >= 0
+        shares = _share(margins.inputs >= 0) + _share(gated) + _share(gated & reached)
+        slopes = (
+            _share(kernel(margins.inputs, self._width)),
+            _share(kernel(margins.up, self._width) * (1.0 + reached.float())),
+            _share(kernel(margins.down, self._width) * gated),
+        )
+        self.reads += self._unit * self._by_text(shares)
+        for stage, slope in enumerate(slopes):
+            self.slopes[:, stage, layer] = -self._unit * self._by_text(slope)
 
     def _by_text(self, values: Tensor) -> Tensor:
         total = torch.zeros(len(self._logs), dtype=torch.float64)
-        return total.index_add_(0, self._text_of_row, values.double())
+        return total.index_add_(0, self._text_of_row, values)
+
+
+@torch.no_grad()
+def _margin(values: Tensor, log_weights: Tensor, log_threshold: Tensor) -> Tensor:
+    """log score - log threshold, (n, k), of `values` (n, k)."""
+    return values.float().abs().log() + log_weights - log_threshold[:, None]
+
+
+def _share(values: Tensor) -> Tensor:
+    """Sum over a row, (n,), as a share of its length: every stage is a third of the FFN's weights."""
+    return values.sum(dim=-1).double() / values.shape[-1]

@@ -26,7 +26,7 @@ _SMALLEST_CURVATURE = 0.2
 
 @dataclass(slots=True)
 class DescentState:
-    """`offsets` (4, num_layers): what is learned; `shifts` by batch and sparsity (num_batches, num_sparsities,
+    """`offsets` (NUM_KINDS, num_layers): what is learned; `shifts` by batch and sparsity (num_batches, num_sparsities,
     num_texts); `losses`: KL by step, sparsity and domain."""
 
     offsets: FloatArray
@@ -51,7 +51,7 @@ class DescentState:
 @dataclass(frozen=True, slots=True, eq=False)
 class Objectives:
     """One sparsity's objectives, the domains: KL (num_domains,), and gradients and curvatures of its logarithm
-    (num_domains, 2, num_layers)."""
+    (num_domains, stages, num_layers)."""
 
     kl: FloatArray
     gradients: FloatArray
@@ -95,12 +95,12 @@ class Descent:
         return batch.differentiate(logs, shifts, 1.0 - sparsity, width=KERNEL_WIDTH)
 
     def _jacobian(self, found: Sequence[Objectives]) -> FloatArray:
-        """One row per objective, (num_sparsities * num_domains, 4, num_layers)."""
+        """One row per objective, (num_sparsities * num_domains, NUM_KINDS, num_layers)."""
         places = [place(sparsity, self._settings.sparsities) for sparsity in self._settings.sparsities]
         return np.concatenate([chain(item.gradients, x) for item, x in zip(found, places, strict=True)])
 
     def _scales(self, found: Sequence[Objectives]) -> FloatArray:
-        """Square roots of the objectives' mean curvatures, (4, num_layers)."""
+        """Square roots of the objectives' mean curvatures, (NUM_KINDS, num_layers)."""
         places = [place(sparsity, self._settings.sparsities) for sparsity in self._settings.sparsities]
         rows = [square_chain(item.curvatures, x) for item, x in zip(found, places, strict=True)]
         means = np.concatenate(rows).mean(axis=0)

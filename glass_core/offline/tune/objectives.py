@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from glass_core.offline.calibrate.local_errors import ScoreWeights
 from glass_core.offline.divergence import token_kl
 from glass_core.offline.tune.cascade import CascadeFfn
 from glass_core.offline.tune.domains import TuningText
 from glass_core.offline.tune.offsets import FloatArray
 from glass_core.runners.torch_runner.attention import JoinedCaches, SequenceCache
+from glass_core.runners.torch_runner.cascade import StageTensors
 from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.sparsity.refinement import ScoreWeights
 
 # A shift is moved by at most this much at a time: slopes are local.
 _MAX_MOVE = 0.5
@@ -40,8 +41,8 @@ class DenseText:
 class Measured:
     """Per text: mean KL in nats per token (num_texts,), reads (num_texts,), and the shift that would correct them.
 
-    `gradients` (num_texts, 2, num_layers): of log KL with respect to the logarithms of up and down thresholds at
-    constant reads; `curvatures`, likewise: an estimate of its second derivatives (see `curvatures`). None where none
+    `gradients` (num_texts, stages, num_layers): of log KL with respect to the logarithms of thresholds at constant
+    reads; `curvatures`, likewise: an estimate of its second derivatives (see `curvatures`). None where none
     were asked for.
     """
 
@@ -67,7 +68,9 @@ class TextBatch:
     """Several texts that are run together, each under its own thresholds on scores with these weights."""
 
     def __init__(self, model: TorchModel, weights: ScoreWeights, texts: Sequence[DenseText]) -> None:
-        self._model, self._weights, self._texts = model, weights, texts
+        self._model, self._texts = model, texts
+        scores = StageTensors.of_weights(weights, model.device)
+        self._log_weights = StageTensors(scores.inputs.log(), scores.up.log(), scores.down.log())
         self._lengths = [len(text.token_ids) for text in texts]
         self._token_ids = torch.cat([text.token_ids for text in texts])
         self._positions = torch.cat([torch.arange(text.start, text.start + len(text.token_ids)) for text in texts])
@@ -87,7 +90,7 @@ class TextBatch:
 
     @torch.no_grad()
     def measure(self, logs: Tensor, shifts: Tensor, reads: float, *, width: float) -> Measured:
-        """Under thresholds exp(logs + shift), `logs` (2, num_layers), `shifts` (num_texts,)."""
+        """Under thresholds exp(logs + shift), `logs` (stages, num_layers), `shifts` (num_texts,)."""
         ffn = self._ffn(self._thresholds(logs, shifts), width)
         hidden = torch.split(self._forward(ffn), self._lengths)
         kl = [self._kl(text, own).mean() for text, own in zip(self._texts, hidden, strict=True)]
@@ -126,7 +129,7 @@ class TextBatch:
         return (logs[None] + shifts[:, None, None]).float()
 
     def _ffn(self, thresholds: Tensor, width: float) -> CascadeFfn:
-        return CascadeFfn(self._model, self._weights, thresholds, self._text_of_row, width)
+        return CascadeFfn(self._model, self._log_weights, thresholds, self._text_of_row, width)
 
     def _forward(self, ffn: CascadeFfn) -> Tensor:
         attention = JoinedCaches([text.cache.fork() for text in self._texts], self._lengths)
@@ -153,18 +156,19 @@ class TextBatch:
 
 
 def along_constant_reads(gradients: Tensor, slopes: Tensor) -> Tensor:
-    """Gradients (num_texts, 2, num_layers) when a common shift undoes what a move does to the reads."""
+    """Gradients (num_texts, stages, num_layers) when a common shift undoes what a move does to the reads."""
     total = slopes.sum(dim=(1, 2), keepdim=True)
     share = torch.where(total != 0, slopes / torch.where(total != 0, total, 1.0), 0.0)
     return gradients - share * gradients.sum(dim=(1, 2), keepdim=True)
 
 
 def curvatures(gradients: Tensor, slopes: Tensor) -> Tensor:
-    """Second derivatives (num_texts, 2, num_layers), each alone, from gradients not yet at constant reads.
+    """Second derivatives (num_texts, stages, num_layers), each alone, from gradients not yet at constant reads.
 
-    What one more read is worth at a threshold goes with the threshold's square, as a pruned neuron's damage does. At
-    the best point a read is worth the same everywhere, so all gradients are in proportion to the slopes of the reads,
-    and the second derivative at constant reads is twice the gradient. The sum of the measured gradients sets the scale.
+    What one more read is worth at a threshold goes with the threshold's square, as the damage of what is skipped does.
+    At the best point a read is worth the same everywhere, so all gradients are in proportion to the slopes of the
+    reads, and the second derivative at constant reads is twice the gradient. The sum of the measured gradients sets the
+    scale.
     """
     total = slopes.sum(dim=(1, 2), keepdim=True)
     share = torch.where(total != 0, slopes / torch.where(total != 0, total, 1.0), 0.0)

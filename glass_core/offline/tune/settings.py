@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from glass_core.errors import ConfigurationError
 
 # Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
-_WORK_FORMAT = 2
+_WORK_FORMAT = 3
 _MIN_ANSWER_TOKENS = 4
 
 

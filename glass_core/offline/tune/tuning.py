@@ -16,8 +16,7 @@ import torch
 from glass_core.config import EngineConfig
 from glass_core.engine.runner_choice import NATIVE, choose_runner
 from glass_core.errors import ConfigurationError
-from glass_core.offline.calibrate.local_errors import ScoreWeights
-from glass_core.offline.calibrate.refinement import make_table, score_weights
+from glass_core.offline.calibrate.refinement import make_table
 from glass_core.offline.generation import cache_for
 from glass_core.offline.progress import Progress
 from glass_core.offline.tune.descent import Descent, DescentState
@@ -43,6 +42,7 @@ from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import GlobalStatistics
 from glass_core.sparsity.budget import SENSITIVITY, TUNED, Profile
 from glass_core.sparsity.manifest import CorpusValue
+from glass_core.sparsity.refinement import STAGES, ScoreWeights
 from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.text import TextProcessor
 
@@ -98,24 +98,25 @@ class TuningRun:
 
     def execute(self, folder: TuningFolder) -> Outcome:
         """Everything that is not yet done. Raises ConfigurationError when the artifact has no table to start from."""
-        default, default_weights = self.default_table, self._default_weights
+        default = self.default_table
         texts = split_texts(folder.texts(self._draw), self.settings.text)
         start = folder.table(partial(self._start, default, texts))
-        weights = own_weights(start)
-        batches = [self._batch(weights, texts.learning[first :: self._per_domain]) for first in range(self._per_domain)]
+        batches = [
+            self._batch(start.weights, texts.learning[first :: self._per_domain]) for first in range(self._per_domain)
+        ]
         search = Search(
             start,
             Descent(start, batches, self.settings),
-            self._batch(weights, texts.stopping),
+            self._batch(start.weights, texts.stopping),
             self.settings,
         )
         state = search.run(self._state(folder, len(batches)), folder, self.progress)
-        return self._decide(state, start, self._batch(default_weights, texts.deciding))
+        return self._decide(state, start, self._batch(default.weights, texts.deciding))
 
     def tuned_statistics(self, outcome: Outcome, folder: TuningFolder, command: str) -> GlobalStatistics:
         """The artifact's statistics with profile and table `tuned` added, or replaced; without an expected KL of it."""
         texts = split_texts(folder.texts(self._draw), self.settings.text)
-        batch = self._batch(own_weights(outcome.start), texts.stopping)
+        batch = self._batch(outcome.start.weights, texts.stopping)
         table = self._table(outcome.start, outcome.offsets, batch)
         manifest = self.statistics.manifest
         noted: dict[str, CorpusValue] = {
@@ -142,14 +143,6 @@ class TuningRun:
             if not table.sparsities[0] <= np.float32(sparsity) <= table.sparsities[-1]:
                 raise ConfigurationError(f"sparsities: the artifact has no thresholds for {sparsity}")
         return table
-
-    @property
-    def _default_weights(self) -> ScoreWeights:
-        """Of the default table's scores."""
-        gate_rms, down_norm = self.statistics.gate_rms, self.statistics.down_norm
-        if gate_rms is None or down_norm is None:
-            raise ConfigurationError("the artifact lacks gate_rms or down_norm: run `glass calibrate` again")
-        return score_weights(gate_rms, down_norm)
 
     @property
     def _per_domain(self) -> int:
@@ -186,11 +179,10 @@ class TuningRun:
     def _start(self, default: RefinementTable, texts: TuningTexts) -> RefinementTable:
         """Scores by importance, one threshold for all layers; its reads are right for the first learning texts."""
         importance = measure_importance(self.model, texts.learning, self.progress)
-        thresholds = np.full((len(default.sparsities), default.num_layers), importance.typical_score, np.float32)
-        rough = RefinementTable(
-            default.sparsities, thresholds, thresholds, importance.up_weights, importance.down_weights
-        )
-        batch = self._batch(own_weights(rough), texts.learning[:: self._per_domain])
+        shape = (len(default.sparsities), len(STAGES), default.num_layers)
+        thresholds = np.full(shape, importance.typical_score, np.float32)
+        rough = RefinementTable(default.sparsities, thresholds, importance.weights)
+        batch = self._batch(rough.weights, texts.learning[:: self._per_domain])
         return self._table(rough, no_offsets(default.num_layers), batch)
 
     def _decide(self, state: SearchState, start: RefinementTable, batch: TextBatch) -> Outcome:
@@ -198,7 +190,7 @@ class TuningRun:
         offsets = nothing if state.best is None else state.best
         zeros = np.zeros((len(self.settings.sparsities), len(batch)))
         default = evaluate(self.default_table, nothing, batch, self.settings, zeros)
-        weighted = batch.weighted(own_weights(start))
+        weighted = batch.weighted(start.weights)
         tuned = evaluate(start, offsets, weighted, self.settings, zeros)
         return Outcome(state, start, offsets, default, tuned)
 
@@ -215,15 +207,7 @@ class TuningRun:
                 )
                 points.append(np.exp(logs + float(shift.mean())).tolist())
                 advance()
-        table = make_table(sparsities, points[::-1])
-        return replace(table, up_weights=start.up_weights, down_weights=start.down_weights)
-
-
-def own_weights(table: RefinementTable) -> ScoreWeights:
-    """Those that a tuned table's scores have."""
-    assert table.up_weights is not None
-    assert table.down_weights is not None
-    return ScoreWeights(torch.from_numpy(table.up_weights), torch.from_numpy(table.down_weights))
+        return make_table(sparsities, points[::-1], start.weights)
 
 
 def _curve_point(item: Evaluation) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import safetensors.numpy
 
 from glass_core.offline.partial_results import PartialResults, write_whole
 from glass_core.offline.tune.domains import TuningText
+from glass_core.sparsity.refinement import STAGES, ScoreWeights
 from glass_core.sparsity.refinement_table import RefinementTable
 
 _STATE = "state"
@@ -32,7 +32,7 @@ class TuningFolder(PartialResults):
         path = self.path / "start.safetensors"
         if not path.is_file():
             write_whole(path, safetensors.numpy.save(_tensors(make())))
-        return RefinementTable(**safetensors.numpy.load(path.read_bytes()))
+        return _table(safetensors.numpy.load(path.read_bytes()))
 
     def load(self) -> dict[str, Any] | None:
         """The state stored last; None before the first."""
@@ -44,5 +44,10 @@ class TuningFolder(PartialResults):
 
 
 def _tensors(table: RefinementTable) -> dict[str, npt.NDArray[np.float32]]:
-    values = {field.name: getattr(table, field.name) for field in fields(table)}
-    return {name: tensor for name, tensor in values.items() if tensor is not None}
+    weights = {stage: getattr(table.weights, stage) for stage in STAGES}
+    return {"sparsities": table.sparsities, "thresholds": table.thresholds, **weights}
+
+
+def _table(tensors: dict[str, npt.NDArray[np.float32]]) -> RefinementTable:
+    weights = ScoreWeights(*(tensors[stage] for stage in STAGES))
+    return RefinementTable(tensors["sparsities"], tensors["thresholds"], weights)

@@ -1,7 +1,4 @@
-"""The FFN of one refined row: the cascade of `sparsity/refinement.py`, as a masked dense product over the pool.
-
-A reference, hence nothing is skipped; what is counted is what the cascade needs to read.
-"""
+"""The FFN of one refined row, and what its tokens read."""
 
 from collections.abc import Sequence
 
@@ -9,58 +6,49 @@ import torch
 from torch import Tensor
 
 from glass_core.models.spec import ModelSpec
-from glass_core.runners.torch_runner.ffn import ffn_output, gate_and_up
+from glass_core.runners.torch_runner.cascade import Kept, StageTensors, run_cascade
+from glass_core.runners.torch_runner.ffn import ffn_output
 from glass_core.runners.torch_runner.views import PackedViews
-from glass_core.sparsity.local_stats import FloatArray
-from glass_core.sparsity.plan import NeuronIndices
+from glass_core.sparsity.flops import ffn_weights
 from glass_core.sparsity.refinement import Refinement
 
 
 class RefinedFfn:
     """The refined FFN of one row's tokens in one step, counting as it goes. `ffn` is an `Ffn`.
 
-    `num_products` are the weight rows that its tokens multiply, summed over tokens, layers and matrices; `num_rows`
-    the distinct ones among them.
+    `num_products` are the weights that its tokens multiply, summed over tokens, layers and matrices; `num_weights` the
+    distinct ones among them.
     """
 
     def __init__(
         self, spec: ModelSpec, views: PackedViews, refinement: Refinement, num_tokens: int, scales: Sequence[float]
     ) -> None:
-        """`scales`: one factor per token on both thresholds, empty = 1 for all."""
+        """`scales`: one factor per token on all thresholds, empty = 1 for all."""
+        device = views.weights(0).down_proj.device
         self._spec = spec
         self._views = views
-        self._refinement = refinement
         self._num_tokens = num_tokens
-        self._scales = torch.tensor(scales or (1.0,) * num_tokens, dtype=torch.float32)[:, None]
+        self._scores = StageTensors.of_weights(refinement.weights, device)
+        factors = torch.tensor(scales or (1.0,) * num_tokens, dtype=torch.float32)
+        self._thresholds = (torch.from_numpy(refinement.thresholds)[:, :, None] * factors).to(device)
         self.num_products = 0
-        self.num_rows = 0
+        self.num_weights = 0
 
     @property
     def reads(self) -> float:
         """Mean share of FFN weights that a token reads."""
-        return self.num_products / (3 * self._num_tokens * self._spec.num_layers * self._spec.intermediate_size)
+        all_weights = ffn_weights(self._spec, self._spec.num_layers * self._spec.intermediate_size)
+        return self.num_products / (self._num_tokens * all_weights)
 
     def ffn(self, layer: int, x: Tensor) -> Tensor:
         """Refined FFN output (n, hidden) of x (n, hidden)."""
-        weights, pool, refinement = self._views.weights(layer), self._views.plan.neurons[layer], self._refinement
-        gate, up = gate_and_up(weights, self._spec.activation, x)
-        gated = self._kept(up, _pooled(refinement.up_weights[layer], pool), float(refinement.up_thresholds[layer]))
-        z = gate * up
-        norms = _pooled(refinement.down_norms[layer], pool)
-        kept = gated & self._kept(z, norms, float(refinement.down_thresholds[layer]))
-        self.count(len(pool), gated, kept)
-        return ffn_output(weights, torch.where(kept, z, 0.0))
+        weights, pool = self._views.weights(layer), self._views.plan.neurons[layer]
+        scores = self._scores.of_layer(layer).of_neurons(torch.tensor(pool, dtype=torch.int64, device=x.device))
+        z, kept = run_cascade(weights, self._spec.activation, x, scores, self._thresholds[:, layer])
+        self.count(kept)
+        return ffn_output(weights, z)
 
-    def _kept(self, values: Tensor, weights: Tensor, threshold: float) -> Tensor:
-        """Whether each of `values` (n, k) scores high enough; float32 whatever the model's dtype."""
-        scores = values.float().abs() * weights.to(values.device)
-        return scores >= (self._scales * threshold).to(values.device)
-
-    def count(self, num_pool: int, gated: Tensor, kept: Tensor) -> None:
-        """Called once per layer, in order: what of the pool the gate and down_proj are read for, (n, pool) bool."""
-        self.num_products += num_pool * self._num_tokens + int(gated.sum()) + int(kept.sum())
-        self.num_rows += num_pool + int(gated.any(dim=0).sum()) + int(kept.any(dim=0).sum())
-
-
-def _pooled(values: FloatArray, pool: NeuronIndices) -> Tensor:
-    return torch.from_numpy(values[pool])
+    def count(self, kept: Kept) -> None:
+        """Called once per layer, in order."""
+        self.num_products += int(kept.num_weights(self._spec.intermediate_size).sum())
+        self.num_weights += int(kept.union().num_weights(self._spec.intermediate_size))

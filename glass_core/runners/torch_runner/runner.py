@@ -208,7 +208,7 @@ class TorchRunner:
             num_keys=row.start + len(row.token_ids),
             num_logits=0 if row.sample is None else 1,
             num_products=ffn.num_products,
-            num_rows=ffn.num_rows,
+            num_weights=ffn.num_weights,
             bytes_per_weight=self._model.dtype.itemsize,
         )
 
