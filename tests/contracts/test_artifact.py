@@ -15,7 +15,7 @@ from glass_core.sparsity.budget import SENSITIVITY, TUNED
 from tests.contracts.repository import ROOT
 
 ARTIFACTS = sorted((ROOT / "glass_core" / "data").glob("*.safetensors"))
-MAX_BYTES = 5 << 18
+MAX_BYTES = 3 << 19
 MANIFEST_KEYS = {
     "format_version",
     "model_name",
@@ -75,7 +75,6 @@ def test_the_tuned_profile_ships_with_what_it_is_expected_to_lose(artifact: Path
     words = shlex.split(str(statistics.manifest.corpus["tuning_command"]))
     assert words[:2] == ["glass", "tune"]
     build_parser(load_commands()).parse_args(words[1:])
-    assert statistics.refinement[TUNED].up_weights is not None
     default, tuned = (statistics.expected_kl[name][REFINED] for name in (SENSITIVITY, TUNED))
     assert tuned.sparsities == default.sparsities
     assert np.log(tuned.kl).mean() < np.log(default.kl).mean()

@@ -31,7 +31,7 @@ WEIGHTS = random_weights(31)
 
 
 def make_table(**changes: Any) -> RefinementTable:
-    values = {"sparsities": SPARSITIES, "thresholds": THRESHOLDS, "weights": WEIGHTS}
+    values: dict[str, Any] = {"sparsities": SPARSITIES, "thresholds": THRESHOLDS, "weights": WEIGHTS}
     return RefinementTable(**(values | changes))
 
 

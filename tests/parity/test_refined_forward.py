@@ -26,6 +26,8 @@ VARIANTS = (*FEW_VARIANTS, Variant("llama-mlp-bias", "llama", {"mlp_bias": True}
 POOLS = ((88, 88, 88), (60, 88, 7))
 
 Array = npt.NDArray[np.float64]
+# of a vector and the indices of its elements that are there
+Product = Callable[[npt.NDArray[Any], npt.NDArray[Any]], Array]
 
 
 @pytest.fixture(params=VARIANTS, ids=lambda variant: variant.name)
@@ -90,18 +92,18 @@ class NumpyCascade:
         self.weights_read.append(len(inputs) * len(u) + (len(gated) + len(kept)) * len(x))
         return down_proj(z, kept)
 
-    def matrices(self, layer: int) -> list[Callable[[Array, npt.NDArray[Any]], Array]]:
+    def matrices(self, layer: int) -> tuple[Product, Product, Product]:
         """gate_proj, up_proj and down_proj of a vector, of which only the named elements are there."""
         weights = self.harness.model.layers[layer].ffn
         gate, up = np.split(weights.gate_up.double().numpy(), 2)
         biases = (0.0, 0.0) if weights.gate_up_bias is None else np.split(weights.gate_up_bias.double().numpy(), 2)
         down, down_bias = weights.down_proj.double().numpy().T, weights.down_bias
 
-        def product(matrix: Array, bias: Any) -> Callable[[Array, npt.NDArray[Any]], Array]:
+        def product(matrix: Array, bias: Any) -> Product:
             return lambda values, there: matrix[:, there] @ values[there] + bias
 
         last = 0.0 if down_bias is None else down_bias.double().numpy()
-        return [product(gate, biases[0]), product(up, biases[1]), product(down, last)]
+        return product(gate, biases[0]), product(up, biases[1]), product(down, last)
 
     def median_scores(self) -> list[list[float]]:
         """Thresholds of all stages and layers that drop half of what each stage sees."""
