@@ -45,8 +45,12 @@ class NativeModel(Protocol):
     @property
     def num_threads(self) -> int: ...
 
-    def add_plan(self, key: int, layers: Sequence[Indices], refinement: Refinement | None) -> None:
-        """The refinement's arrays are kept alive as long as the plan, not copied."""
+    def add_plan(self, key: int, layers: Sequence[Indices], refinement: Refinement | None) -> list[int]:
+        """Of how many groups of 32 neurons (DOWN_GROUP) each layer keeps some.
+
+        The refinement's arrays are kept alive as long as the plan, not copied. Raises ValueError for a key in use and
+        for neurons that do not ascend within a layer.
+        """
         ...
 
     def remove_plan(self, key: int) -> None: ...

@@ -194,6 +194,12 @@ private:
     Array<float> up_thresholds_, down_thresholds_;
 };
 
+std::vector<int32_t> group_counts(const Plan& plan) {
+    std::vector<int32_t> counts;
+    for (const LayerPlan& layer : plan) counts.push_back(layer.num_groups());
+    return counts;
+}
+
 // threads, KV blocks, positions per block, type of the KV cache
 using Sizes = std::tuple<int32_t, int32_t, int32_t, std::string>;
 
@@ -209,16 +215,17 @@ public:
 
     Model& model() { return model_; }
 
-    void add_plan(int32_t key, const std::vector<Array<int32_t>>& layers, nb::handle refinement) {
+    // How many groups of neurons each layer of the plan has.
+    std::vector<int32_t> add_plan(int32_t key, const std::vector<Array<int32_t>>& layers, nb::handle refinement) {
         std::vector<NeuronRange> lists;
         for (const Array<int32_t>& layer : layers) lists.push_back({layer.data(), static_cast<int32_t>(layer.size())});
         if (refinement.is_none()) {
-            model_.plans().add(key, lists);
-            return;
+            return group_counts(model_.plans().add(key, lists));
         }
         const RefinementArrays arrays(refinement, model_.shape());
-        model_.plans().add(key, lists, arrays.view());
+        const Plan& plan = model_.plans().add(key, lists, arrays.view());
         refinements_.emplace(key, arrays);
+        return group_counts(plan);
     }
 
     void remove_plan(int32_t key) {
