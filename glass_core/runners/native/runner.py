@@ -44,6 +44,7 @@ from glass_core.runners.native.types import (
     TensorRow,
 )
 from glass_core.runners.sampling import NOT_FINITE
+from glass_core.sparsity.choice import NeuronChooser
 from glass_core.sparsity.local_stats import LocalStatistics
 
 _NO_SCALES = np.empty(0, np.float32)
@@ -119,6 +120,10 @@ class NativeRunner:
     @property
     def refines(self) -> bool:
         return True
+
+    @property
+    def choose_neurons(self) -> NeuronChooser | None:
+        return None
 
     @property
     def num_parameters(self) -> int:
