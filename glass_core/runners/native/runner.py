@@ -32,6 +32,7 @@ from glass_core.runners.native.plan_keys import PlanKeys
 from glass_core.runners.native.processor import num_cores
 from glass_core.runners.native.rope import RopeFrequencies
 from glass_core.runners.native.sample_requests import DRAW_PROBLEMS, SampleRequests
+from glass_core.runners.native.selection import NativeChooser
 from glass_core.runners.native.statistics import RowStatistics
 from glass_core.runners.native.types import (
     Drawn,
@@ -122,8 +123,8 @@ class NativeRunner:
         return True
 
     @property
-    def choose_neurons(self) -> NeuronChooser | None:
-        return None
+    def choose_neurons(self) -> NeuronChooser:
+        return NativeChooser(self._open)
 
     @property
     def num_parameters(self) -> int:

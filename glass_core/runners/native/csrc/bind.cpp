@@ -1,6 +1,7 @@
 // The extension module `_native`: the model behind a Python class, arrays in and out, the GIL released while a step runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -15,6 +16,7 @@
 
 #include "bind_kernels.h"
 #include "bind_sampling.h"
+#include "bind_selection.h"
 #include "image.h"
 #include "step.h"
 
@@ -233,6 +235,11 @@ public:
         refinements_.erase(key);
     }
 
+    nb::object choose_neurons(const ScoreMatrix& values, const RankMatrix& model_ranks, const WeightMatrix& weights,
+                              const std::vector<int32_t>& budgets, const RankMatrix& reference) {
+        return glass::choose_neurons(model_.pool(), values, model_ranks, weights, budgets, reference);
+    }
+
     std::tuple<double, double> time_ffn(int32_t num_rows, float density, double seconds) {
         if (num_rows < 1 || num_rows > kTokenTile || !(density > 0.0f && density <= 1.0f)) {
             throw std::invalid_argument("time_ffn: expected 1 to " + std::to_string(kTokenTile) +
@@ -302,6 +309,9 @@ NB_MODULE(_native, module) {
              nb::arg("format"), nb::arg("sizes"), nb::arg("isa") = "")
         .def("add_plan", &NativeModel::add_plan, nb::arg("key"), nb::arg("layers"), nb::arg("refinement").none())
         .def("remove_plan", &NativeModel::remove_plan, nb::arg("key"))
+        .def("choose_neurons", &NativeModel::choose_neurons, nb::arg("values").noconvert().none(),
+             nb::arg("model_ranks").noconvert().none(), nb::arg("weights").noconvert(), nb::arg("budgets"),
+             nb::arg("reference").noconvert().none())
         .def("set_ffn_break_even",
              [](NativeModel& self, const std::vector<std::tuple<int32_t, float>>& points) {
                  std::vector<glass::BreakEven> values;
