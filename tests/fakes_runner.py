@@ -21,6 +21,7 @@ import numpy as np
 from glass_core.api import StepCost
 from glass_core.models.spec import ModelSpec, RopeSpec
 from glass_core.runners.base import RowResult, SampleInput, StepBatch, StepResult, StepRow
+from glass_core.sparsity.choice import NeuronChooser
 from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
 
@@ -75,6 +76,7 @@ class FakeRunner:
     num_parameters: int = 1234
     isa: str | None = "fake_isa"
     refines: bool = True
+    choose_neurons: NeuronChooser | None = None
     num_threads: int = 3
     kv_cache_dtype: str = "fake_kv"
     failures: deque[BaseException | None] = field(default_factory=deque)

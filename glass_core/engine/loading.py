@@ -70,11 +70,17 @@ def load_engine(config: EngineConfig) -> Engine:
 def assemble_engine(runner: Runner, config: EngineConfig, *, notes: tuple[str, ...] = ()) -> Engine:
     """An engine on a loaded runner. `notes` join those of the engine in its info."""
     found = load_statistics(config, runner.fingerprint)
-    selector = PlanSelector(
+    selector = build_selector(runner, None if found is None else found[0])
+    return Engine(runner, selector, config, artifact=None if found is None else found[1].name, notes=notes)
+
+
+def build_selector(runner: Runner, statistics: GlobalStatistics | None) -> PlanSelector:
+    """What selects for this runner, in its own way where it has one. Raises ArtifactMismatchError."""
+    return PlanSelector(
         num_layers=runner.spec.num_layers,
         intermediate_size=runner.spec.intermediate_size,
-        statistics=None if found is None else found[0],
+        statistics=statistics,
         magnitudes=runner.neuron_magnitudes,
         runner_refines=runner.refines,
+        choose=runner.choose_neurons,
     )
-    return Engine(runner, selector, config, artifact=None if found is None else found[1].name, notes=notes)

@@ -27,6 +27,7 @@ import numpy.typing as npt
 from glass_core.api import SamplingParams, StepCost, TokenLogprobs
 from glass_core.config import EngineConfig
 from glass_core.models.spec import ModelSpec
+from glass_core.sparsity.choice import NeuronChooser
 from glass_core.sparsity.local_stats import LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
 
@@ -154,6 +155,11 @@ class Runner(Protocol):
     @property
     def refines(self) -> bool:
         """Whether rows may carry refined plans."""
+        ...
+
+    @property
+    def choose_neurons(self) -> NeuronChooser | None:
+        """A faster way to choose neurons, the reference's equal to the bit; None for a runner without one."""
         ...
 
     def view_bytes(self, budgets: Sequence[int]) -> int:

@@ -54,17 +54,24 @@ def block_problem(row: StepRow, *, num_blocks: int, block_size: int) -> str | No
 
 def plan_problem(plan: SparsityPlan | None, spec: ModelSpec) -> str | None:
     """What is wrong with a plan for this model."""
-    if plan is None:
-        return None
+    return None if plan is None else plan_shape_problem(plan, spec) or _neuron_problem(plan)
+
+
+def plan_shape_problem(plan: SparsityPlan, spec: ModelSpec) -> str | None:
+    """What is wrong with the sizes of a plan for this model, whatever its neurons are."""
     if len(plan.neurons) != spec.num_layers:
         return f"the plan has {len(plan.neurons)} layers, the model {spec.num_layers}"
     if plan.intermediate_size != spec.intermediate_size:
         return f"the plan is for {plan.intermediate_size} neurons a layer, the model has {spec.intermediate_size}"
+    return _refinement_problem(plan.refinement, spec)
+
+
+def _neuron_problem(plan: SparsityPlan) -> str | None:
     for layer, neurons in enumerate(plan.neurons):
         # ascending, so the ends bound the rest
-        if len(neurons) and not 0 <= neurons[0] <= neurons[-1] < spec.intermediate_size:
-            return f"layer {layer} of the plan has neurons outside [0, {spec.intermediate_size})"
-    return _refinement_problem(plan.refinement, spec)
+        if len(neurons) and not 0 <= neurons[0] <= neurons[-1] < plan.intermediate_size:
+            return f"layer {layer} of the plan has neurons outside [0, {plan.intermediate_size})"
+    return None
 
 
 def _refinement_problem(refinement: Refinement | None, spec: ModelSpec) -> str | None:

@@ -15,6 +15,7 @@ selection stands between a prompt and its first sparse token.
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -27,6 +28,7 @@ from glass_core.sparsity.plan import NeuronIndices
 Ranks = npt.NDArray[np.int32]
 Scores = npt.NDArray[np.integer[Any]]
 Keys = npt.NDArray[np.unsignedinteger[Any]]
+RankWeights = npt.NDArray[np.int64]
 
 # lambda is taken as the nearest fraction with at most this denominator: 0.3 is exactly 3/10, so neurons that tie on
 # paper tie here too, where floating point would break the tie by its rounding error.
@@ -35,18 +37,23 @@ MAX_LAMBDA_DENOMINATOR = 1_000_000
 _INDEX_BITS = 24
 _SCORE_BITS = 40
 _SIGN_BIT = np.uint32(1 << 31)
+_NUM_REMEMBERED_LAMBDAS = 64
+
+
+class UnrankableError(ValueError):
+    """Values that have no rank."""
 
 
 def ranks(values: FloatArray) -> Ranks:
     """Ranks of each row of `values` (num_layers, m) float32.
 
-    Raises ValueError when a value is NaN or infinite: it has no rank, and sorting it would hide the fault.
+    Raises UnrankableError when a value is NaN or infinite: it has no rank, and sorting it would hide the fault.
     """
     if values.dtype != np.float32:
-        raise ValueError(f"expected float32 statistics, got {values.dtype}")
+        raise UnrankableError(f"expected float32 statistics, got {values.dtype}")
     if not np.isfinite(values).all():
         layers = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        raise ValueError(f"statistics of layer(s) {', '.join(map(str, layers))} contain NaN or infinity")
+        raise UnrankableError(f"statistics of layer(s) {', '.join(map(str, layers))} contain NaN or infinity")
     keys = _unique_keys(_order_preserving_integers(values)).astype(np.uint64, copy=False)
     keys.sort(axis=1)
     ascending = np.arange(values.shape[1], dtype=np.int32)
@@ -61,14 +68,25 @@ def fuse(local_ranks: Ranks, global_ranks: Ranks, lambdas: Sequence[float]) -> S
 
     Scores are integers: layer l's are scaled by the denominator of lambdas[l], which changes no order within a layer.
     """
-    exact = {value: Fraction(value).limit_denominator(MAX_LAMBDA_DENOMINATOR) for value in set(lambdas)}
-    fractions = [exact[value] for value in lambdas]
-    highest = max(fraction.denominator for fraction in fractions) * local_ranks.shape[1]
+    weights = rank_weights(tuple(lambdas))
+    highest = int(weights.sum(axis=1).max()) * local_ranks.shape[1]
     kind = np.int32 if highest < 1 << 31 else np.int64
-    local_weight = np.array([[f.denominator - f.numerator] for f in fractions], kind)
-    scores: Scores = np.multiply(local_ranks, local_weight, dtype=kind)
-    scores += np.multiply(global_ranks, np.array([[f.numerator] for f in fractions], kind), dtype=kind)
+    weights = weights.astype(kind)
+    scores: Scores = np.multiply(local_ranks, weights[:, :1], dtype=kind)
+    scores += np.multiply(global_ranks, weights[:, 1:], dtype=kind)
     return scores
+
+
+@lru_cache(maxsize=_NUM_REMEMBERED_LAMBDAS)
+def rank_weights(lambdas: tuple[float, ...]) -> RankWeights:
+    """Weights (num_layers, 2) of local and global ranks, read-only: whole numbers in the ratio (1 - lambda) : lambda.
+
+    A layer's add up to the denominator of its lambda, at most MAX_LAMBDA_DENOMINATOR.
+    """
+    fractions = [Fraction(value).limit_denominator(MAX_LAMBDA_DENOMINATOR) for value in lambdas]
+    weights = np.array([(f.denominator - f.numerator, f.numerator) for f in fractions], np.int64)
+    weights.setflags(write=False)
+    return weights
 
 
 def top_k(scores: Scores, budgets: Sequence[int]) -> tuple[NeuronIndices, ...]:

@@ -19,9 +19,10 @@ from glass_core.sparsity.budget import (
     sensitivity_profile,
     uniform_profile,
 )
+from glass_core.sparsity.choice import Choice, NeuronChooser, choose_neurons
 from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
-from glass_core.sparsity.ranking import Ranks, Scores, fuse, ranks, share_within_top_k, top_k
+from glass_core.sparsity.ranking import Ranks, UnrankableError, ranks
 from glass_core.sparsity.refiner import Refiner
 from glass_core.sparsity.selectors import load_selectors
 from glass_core.sparsity.selectors.base import ModelEvidence, Need, PromptEvidence, Selector
@@ -41,7 +42,7 @@ class PlanSelector:
 
     `statistics` is the model's artifact, None without one (methods that need it are then unavailable).
     `magnitudes()` gives the `magnitude` method's scores and is called at most once. `selectors` replaces the methods
-    found in `selectors/`, to compare variants of them.
+    found in `selectors/`, to compare variants of them. `choose` is a runner's own NeuronChooser, None = the reference.
     Raises ArtifactMismatchError when the statistics are those of a model of another size.
     """
 
@@ -54,6 +55,7 @@ class PlanSelector:
         magnitudes: Callable[[], FloatArray],
         selectors: Mapping[str, Selector] | None = None,
         runner_refines: bool = True,
+        choose: NeuronChooser | None = None,
     ) -> None:
         self._shape = (num_layers, intermediate_size)
         _check_size(statistics, self._shape)
@@ -64,6 +66,7 @@ class PlanSelector:
         # a request asks for its budgets several times, and a server's requests are mostly alike
         self._budgets = lru_cache(maxsize=NUM_REMEMBERED_BUDGETS)(self._shared_budgets)
         self._refiner = Refiner(num_layers, intermediate_size, statistics, runner_refines=runner_refines)
+        self._choose = choose_neurons if choose is None else choose
         self._model_ranks: dict[str, Ranks] = {}
         self._reference = None if statistics is None else ranks(statistics.activation_l1)
 
@@ -168,7 +171,7 @@ class PlanSelector:
             raise ValueError(f"method {params.method!r} needs statistics of the prompt, got none")
         if local.sum_abs.shape != self._shape:
             raise ValueError(f"expected local statistics of shape {self._shape}, got {local.sum_abs.shape}")
-        neurons = top_k(self._scores(params, local), budgets)
+        neurons, global_overlap = self._best(params, local, budgets)
         return SparsityPlan(
             method=params.method,
             profile=params.profile,
@@ -176,35 +179,27 @@ class PlanSelector:
             sparsity_requested=params.sparsity,
             intermediate_size=self._shape[1],
             neurons=neurons,
-            global_overlap=None if self._reference is None else share_within_top_k(neurons, self._reference),
+            global_overlap=global_overlap,
         )
 
     def _shared_budgets(self, density: float, profile: str) -> tuple[int, ...] | None:
         budgets = layer_budgets(density, self._profiles[profile], self._shape[1])
         return None if sum(budgets) == self._shape[0] * self._shape[1] else budgets
 
-    def _scores(self, params: SparsityParams, local: LocalStatistics) -> Scores:
-        """Ranks, or fused ranks, of every neuron (num_layers, m)."""
-        prompt_side = self._rank_prompt(params, local)
-        model_side = self._rank_model(params.method)
-        if prompt_side is None:
-            assert model_side is not None, f"method {params.method!r} scores nothing"
-            return model_side
-        if model_side is None:
-            return prompt_side
-        return fuse(prompt_side, model_side, self._lambdas(params))
+    def _best(self, params: SparsityParams, local: LocalStatistics, budgets: tuple[int, ...]) -> Choice:
+        scores = self._score_prompt(params, local)
+        model_ranks = self._rank_model(params.method)
+        assert scores is not None or model_ranks is not None, f"method {params.method!r} scores nothing"
+        try:
+            return self._choose(scores, model_ranks, self._lambdas(params), budgets, self._reference)
+        except UnrankableError as error:
+            raise EngineFailureError(f"cannot select neurons for this prompt: {error}") from error
 
-    def _rank_prompt(self, params: SparsityParams, local: LocalStatistics) -> Ranks | None:
+    def _score_prompt(self, params: SparsityParams, local: LocalStatistics) -> FloatArray | None:
         selector = self._selectors[params.method]
         if Need.LOCAL in selector.needs and local.num_tokens < 1:
             raise ValueError(f"method {params.method!r} selects by the prompt, but its statistics cover no token")
-        scores = selector.prompt_scores(PromptEvidence(local, params.seed))
-        if scores is None:
-            return None
-        try:
-            return ranks(scores)
-        except ValueError as error:
-            raise EngineFailureError(f"cannot select neurons for this prompt: {error}") from error
+        return selector.prompt_scores(PromptEvidence(local, params.seed))
 
     def _rank_model(self, method: str) -> Ranks | None:
         """Ranks of the method's global side, computed on first use: `magnitude` reads every weight."""
@@ -212,8 +207,14 @@ class PlanSelector:
             scores = self._selectors[method].model_scores(self._model)
             if scores is None:
                 return None
-            self._model_ranks[method] = ranks(scores)
+            self._model_ranks[method] = self._ranks_of(scores)
         return self._model_ranks[method]
+
+    def _ranks_of(self, scores: FloatArray) -> Ranks:
+        """One array for a side that is the reference too: it is read twice per selection, once from memory."""
+        if self._reference is not None and scores is self._model.artifact().activation_l1:
+            return self._reference
+        return ranks(scores)
 
     def _lambdas(self, params: SparsityParams) -> tuple[float, ...]:
         """Lambda of every layer: the request's, else the profile's, else the default."""

@@ -10,10 +10,14 @@ import numpy as np
 import pytest
 
 from glass_core import runners
+from glass_core.api import SparsityParams
 from glass_core.config import EngineConfig
 from glass_core.engine import client, loading
 from glass_core.errors import ArtifactMismatchError, ConfigurationError
 from glass_core.sparsity.artifact import ArtifactManifest, GlobalStatistics, write_artifact
+from glass_core.sparsity.choice import Choice
+from glass_core.sparsity.local_stats import LocalStatistics
+from glass_core.sparsity.plan import SparsityPlan
 from tests.core.engine_builders import engine_config, make_request
 from tests.fakes_runner import FakeRunner
 
@@ -97,3 +101,24 @@ def test_an_artifact_of_another_model_is_refused_and_the_runner_closed(runner: F
     with pytest.raises(ArtifactMismatchError, match="another"):
         client.start_engine(replace(fake_config(runner), artifact_path=artifact))
     assert runner.closed
+
+
+def test_the_selector_chooses_as_the_runner_does(runner: FakeRunner) -> None:
+    kept = tuple(np.array([layer, 5], np.int32) for layer in range(runner.spec.num_layers))
+    runner.choose_neurons = lambda *_: Choice(kept, 0.25)
+    plan = select_half(runner)
+    assert [layer.tolist() for layer in plan.neurons] == [[0, 5], [1, 5]]
+    assert plan.global_overlap == 0.25
+
+
+def test_a_runner_without_a_choice_of_its_own_gets_the_reference(runner: FakeRunner) -> None:
+    assert [layer.tolist() for layer in select_half(runner).neurons] == [[0, 1, 2, 3]] * 2  # ties to the lower index
+
+
+def select_half(runner: FakeRunner) -> SparsityPlan:
+    """Half of each layer, for a prompt whose neurons all did the same."""
+    ones = np.ones((runner.spec.num_layers, runner.spec.intermediate_size), np.float32)
+    selector = loading.build_selector(runner, None)
+    plan = selector.select(SparsityParams(sparsity=0.5, method="griffin"), LocalStatistics(ones, ones, 1))
+    assert plan is not None
+    return plan

@@ -15,7 +15,7 @@ from glass_core.checkpoint.prepared import open_prepared
 from glass_core.runners.base import StepRow
 from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.costs import share_of
-from glass_core.runners.native.ffn_work import FfnWork, dense_work, layer_bytes, plan_work
+from glass_core.runners.native.ffn_work import FfnWork, LayerReads, dense_work, layer_bytes, plan_work
 from glass_core.runners.native.image import ImageHeader
 from tests.native.harness import FORMATS, NativeHarness
 from tests.parity.harness import greedy, make_plan, make_row
@@ -85,8 +85,22 @@ def test_a_mixed_step_executes_the_union_and_never_less_than_planned(header: Ima
 
 def test_a_plan_of_everything_is_dense_work(header: ImageHeader) -> None:
     size = header.spec.intermediate_size
-    assert plan_work(header, make_plan(header.spec, (size,) * 3)) == dense_work(header)
-    assert plan_work(header, make_plan(header.spec, (0, 0, 0))) == FfnWork(0, 0)
+    assert registered_work(header, (size,) * 3) == dense_work(header)
+    assert registered_work(header, (0, 0, 0)) == FfnWork(0, 0)
+
+
+@pytest.mark.parametrize("budgets", [MANY, FEW, ONE])
+def test_work_of_a_plan_is_counted_neuron_by_neuron(header: ImageHeader, budgets: tuple[int, ...]) -> None:
+    neurons = make_plan(header.spec, budgets).neurons
+    num_bytes = sum(layer_bytes(header, layer, kept) for layer, kept in enumerate(neurons))
+    assert registered_work(header, budgets) == FfnWork(3 * header.spec.hidden_size * sum(budgets), num_bytes)
+
+
+def registered_work(header: ImageHeader, budgets: tuple[int, ...]) -> FfnWork:
+    """Of a plan with these budgets, as the extension counts its groups."""
+    plan = make_plan(header.spec, budgets)
+    num_groups = NativeHarness(header).runner._open().add_plan(0, plan.neurons, None)
+    return plan_work(LayerReads.of(header), plan, num_groups)
 
 
 @given(st.integers(0, 1 << 40), st.integers(0, 9), st.integers(1, 9))

@@ -17,6 +17,7 @@ from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.sampling import sample_token
 from glass_core.sparsity.flops import row_cost
+from glass_core.sparsity.plan import SparsityPlan
 from tests.native.harness import NativeHarness
 from tests.parity.harness import NUM_BLOCKS, greedy, make_plan, make_row
 from tests.parity.variants import random_tokens
@@ -26,6 +27,11 @@ pytest.importorskip("glass_core.runners.native._native")
 
 TOKENS = random_tokens(9)
 BUDGETS = (30, 88, 7)
+
+
+def plan_of(neurons: list[int], num_layers: int = 3) -> SparsityPlan:
+    """The same neurons in each layer, whatever they are."""
+    return SparsityPlan("griffin", "uniform", None, 0.5, 88, (np.array(neurons, np.int32),) * num_layers)
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +57,11 @@ def native(header: ImageHeader) -> NativeHarness:
         ({"block_table": (-1, 0, 0)}, "outside the pool"),
         ({"snapshot_ends": (3,)}, "without collecting"),
         ({"snapshot_ends": (3, 3), "collect_statistics": True}, "must ascend"),
+        ({"plan": plan_of([0, 5, 3, 9])}, r"must ascend within \[0, 88\), got 3 after 5"),
+        ({"plan": plan_of([4, 4])}, r"must ascend within \[0, 88\), got 4 after 4"),
+        ({"plan": plan_of([-1, 4])}, r"must ascend within \[0, 88\), got -1 after -1"),
+        ({"plan": plan_of([4, 88])}, r"must ascend within \[0, 88\), got 88 after 4"),
+        ({"plan": plan_of([4], num_layers=2)}, "the plan has 2 layers, the model 3"),
     ],
 )
 def test_a_bad_row_is_refused(native: NativeHarness, fields: dict[str, Any], problem: str) -> None:

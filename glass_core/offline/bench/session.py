@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from glass_core.checkpoint.json_file import read_json_object
 from glass_core.config import KV_CACHE_DTYPES, CacheConfig, EngineConfig
-from glass_core.engine.loading import load_runner, load_statistics
+from glass_core.engine.loading import build_selector, load_runner, load_statistics
 from glass_core.engine.runner_choice import NATIVE, choose_runner
 from glass_core.models.registry import load_spec
 from glass_core.models.spec import ModelSpec
@@ -139,10 +139,4 @@ def _cache(config: EngineConfig, spec: ModelSpec, num_sequences: int, num_tokens
 
 def _selector(config: EngineConfig, runner: Runner) -> PlanSelector:
     found = load_statistics(config, runner.fingerprint)
-    return PlanSelector(
-        num_layers=runner.spec.num_layers,
-        intermediate_size=runner.spec.intermediate_size,
-        statistics=None if found is None else found[0],
-        magnitudes=runner.neuron_magnitudes,
-        runner_refines=runner.refines,
-    )
+    return build_selector(runner, None if found is None else found[0])

@@ -160,4 +160,5 @@ def evaluation_selector(runner: Runner, statistics: GlobalStatistics | None) -> 
         magnitudes=runner.neuron_magnitudes,
         selectors=evaluation_selectors(),
         runner_refines=runner.refines,
+        choose=runner.choose_neurons,
     )

@@ -5,11 +5,12 @@ the bench's rooflines. Bytes are those of the neurons' up rows and records, and 
 32 neurons that has one of them, padding included. Without refinement up_proj's columns are not read.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from glass_core.runners.native.image import ImageHeader
+from glass_core.runners.native.image import ImageHeader, ImageTensor
 from glass_core.sparsity.flops import ffn_weights
 from glass_core.sparsity.plan import NeuronIndices, SparsityPlan
 
@@ -32,21 +33,57 @@ def dense_work(header: ImageHeader) -> FfnWork:
     return FfnWork(ffn_weights(spec, spec.num_layers * spec.intermediate_size), num_bytes)
 
 
-def plan_work(header: ImageHeader, plan: SparsityPlan) -> FfnWork:
-    """Of a step that needs exactly the neurons of this plan, without its refinement."""
-    num_bytes = sum(layer_bytes(header, layer, neurons) for layer, neurons in enumerate(plan.neurons))
-    return FfnWork(ffn_weights(header.spec, sum(plan.budgets)), num_bytes)
+@dataclass(frozen=True, slots=True)
+class LayerReads:
+    """Bytes that each layer reads for a neuron, and for a group of DOWN_GROUP neurons that has one of them, and weights
+    that a neuron has."""
+
+    weights_per_neuron: int
+    per_neuron: tuple[int, ...]
+    per_group: tuple[int, ...]
+
+    @classmethod
+    def of(cls, header: ImageHeader) -> "LayerReads":
+        layers = range(header.spec.num_layers)
+        per_neuron, per_group = zip(*(_bytes_per_neuron_and_group(header, layer) for layer in layers), strict=True)
+        return cls(ffn_weights(header.spec, 1), per_neuron, per_group)
+
+
+def plan_work(reads: LayerReads, plan: SparsityPlan, num_groups: Sequence[int]) -> FfnWork:
+    """Of a step that needs exactly the neurons of this plan, of `num_groups[l]` groups in layer l, without its
+    refinement."""
+    budgets = plan.budgets
+    num_bytes = sum(
+        count * per_neuron + groups * per_group
+        for count, groups, per_neuron, per_group in zip(
+            budgets, num_groups, reads.per_neuron, reads.per_group, strict=True
+        )
+    )
+    return FfnWork(reads.weights_per_neuron * sum(budgets), num_bytes)
 
 
 def layer_bytes(header: ImageHeader, layer: int, neurons: NeuronIndices | None) -> int:
     """Weight bytes of these neurons of one layer, ascending; None = all of them."""
-    per_neuron = [header.tensors[f"layers.{layer}.{name}"] for name in ("up", "neurons")]
-    scales = header.tensors.get(f"layers.{layer}.down_scales")
-    per_group = [] if scales is None else [scales]
     if neurons is None:
-        return sum(tensor.num_bytes for tensor in per_neuron + per_group)
-    num_groups = _num_groups(neurons)
-    return len(neurons) * sum(t.row_bytes for t in per_neuron) + num_groups * sum(t.row_bytes for t in per_group)
+        tensors = _tensors_per_neuron(header, layer) + _tensors_per_group(header, layer)
+        return sum(tensor.num_bytes for tensor in tensors)
+    per_neuron, per_group = _bytes_per_neuron_and_group(header, layer)
+    return len(neurons) * per_neuron + _num_groups(neurons) * per_group
+
+
+def _bytes_per_neuron_and_group(header: ImageHeader, layer: int) -> tuple[int, int]:
+    tensors = (_tensors_per_neuron(header, layer), _tensors_per_group(header, layer))
+    per_neuron, per_group = (sum(tensor.row_bytes for tensor in rows) for rows in tensors)
+    return per_neuron, per_group
+
+
+def _tensors_per_neuron(header: ImageHeader, layer: int) -> list[ImageTensor]:
+    return [header.tensors[f"layers.{layer}.{name}"] for name in ("up", "neurons")]
+
+
+def _tensors_per_group(header: ImageHeader, layer: int) -> list[ImageTensor]:
+    scales = header.tensors.get(f"layers.{layer}.down_scales")
+    return [] if scales is None else [scales]
 
 
 def _num_groups(neurons: NeuronIndices) -> int:

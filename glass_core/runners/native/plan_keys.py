@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from glass_core.errors import EngineFailureError
-from glass_core.runners.checks import plan_problem
-from glass_core.runners.native.ffn_work import FfnWork, plan_work
+from glass_core.runners.checks import plan_shape_problem
+from glass_core.runners.native.ffn_work import FfnWork, LayerReads, plan_work
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.types import NativeModel
 from glass_core.sparsity.plan import SparsityPlan
@@ -26,7 +26,8 @@ class PlanKeys:
     def __init__(self, model: NativeModel | None, header: ImageHeader) -> None:
         """Without a model there is nothing to register with: only `release` works."""
         self._model = model
-        self._header = header
+        self._spec = header.spec
+        self._reads = LayerReads.of(header)
         self._registered: dict[str, RegisteredPlan] = {}
         self._next = 0
 
@@ -45,7 +46,7 @@ class PlanKeys:
             self._model.remove_plan(known.key)
 
     def _register(self, sequence_id: str, plan: SparsityPlan) -> RegisteredPlan:
-        problem = plan_problem(plan, self._header.spec)
+        problem = plan_shape_problem(plan, self._spec)  # the extension checks the neurons
         if problem is not None:
             raise EngineFailureError(f"sequence {sequence_id!r}: {problem}")
         if self._model is None:
@@ -53,9 +54,10 @@ class PlanKeys:
         key = self._next
         self._next = (self._next + 1) % (1 << 31)
         try:
-            self._model.add_plan(key, plan.neurons, plan.refinement)
+            num_groups = self._model.add_plan(key, plan.neurons, plan.refinement)
         except ValueError as error:
             raise EngineFailureError(f"sequence {sequence_id!r}: {error}") from error
-        registered = RegisteredPlan(plan, key, plan_work(self._header, plan) if plan.refinement is None else None)
+        work = plan_work(self._reads, plan, num_groups) if plan.refinement is None else None
+        registered = RegisteredPlan(plan, key, work)
         self._registered[sequence_id] = registered
         return registered

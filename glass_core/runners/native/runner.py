@@ -32,6 +32,7 @@ from glass_core.runners.native.plan_keys import PlanKeys
 from glass_core.runners.native.processor import num_cores
 from glass_core.runners.native.rope import RopeFrequencies
 from glass_core.runners.native.sample_requests import DRAW_PROBLEMS, SampleRequests
+from glass_core.runners.native.selection import NativeChooser
 from glass_core.runners.native.statistics import RowStatistics
 from glass_core.runners.native.types import (
     CascadeCounts,
@@ -44,6 +45,7 @@ from glass_core.runners.native.types import (
     TensorRow,
 )
 from glass_core.runners.sampling import NOT_FINITE
+from glass_core.sparsity.choice import NeuronChooser
 from glass_core.sparsity.local_stats import LocalStatistics
 
 _NO_SCALES = np.empty(0, np.float32)
@@ -119,6 +121,10 @@ class NativeRunner:
     @property
     def refines(self) -> bool:
         return True
+
+    @property
+    def choose_neurons(self) -> NeuronChooser:
+        return NativeChooser(self._open)
 
     @property
     def num_parameters(self) -> int:

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from glass_core.models.spec import ModelSpec
+from glass_core.sparsity.ranking import RankWeights
 from glass_core.sparsity.refinement import Refinement
 
 FfnPath = Literal["cheapest", "union_list", "all_neurons"]
@@ -47,13 +48,34 @@ class NativeModel(Protocol):
     @property
     def num_threads(self) -> int: ...
 
-    def add_plan(self, key: int, layers: Sequence[Indices], refinement: Refinement | None) -> None:
-        """The refinement's arrays are kept alive as long as the plan, not copied."""
+    def add_plan(self, key: int, layers: Sequence[Indices], refinement: Refinement | None) -> list[int]:
+        """Of how many groups of 32 neurons (DOWN_GROUP) each layer keeps some.
+
+        The refinement's arrays are kept alive as long as the plan, not copied. Raises ValueError for a key in use and
+        for neurons that do not ascend within a layer.
+        """
         ...
 
     def remove_plan(self, key: int) -> None: ...
 
     def magnitudes(self) -> Floats: ...
+
+    def choose_neurons(
+        self,
+        values: Floats | None,
+        model_ranks: Indices | None,
+        weights: RankWeights,
+        budgets: Sequence[int],
+        reference: Indices | None,
+    ) -> tuple[Indices, int] | None:
+        """Each layer's best `budgets[l]` neurons, ascending, read-only, one layer after the other, by values or ranks
+        (num_layers, m), or both with `weights` (num_layers, 2) on prompt's and model's ranks; and how many of them
+        `reference` ranks among its layer's best `budgets[l]`. None when a value is NaN or infinite.
+
+        Raises TypeError for arrays of other types or not contiguous, ValueError for sizes, weights or budgets that
+        cannot be.
+        """
+        ...
 
     def set_ffn_break_even(self, points: Sequence[tuple[int, float]]) -> None:
         """(number of rows, density) in ascending order: above it all neurons are computed instead of the union's list.

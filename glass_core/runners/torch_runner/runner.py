@@ -23,6 +23,7 @@ from glass_core.runners.torch_runner.refined import RefinedFfn
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
 from glass_core.runners.torch_runner.step import PlacedRow, StepFfn, flat_tokens, paged_attention, place_rows
 from glass_core.runners.torch_runner.views import ViewCache, packed_bytes
+from glass_core.sparsity.choice import NeuronChooser
 from glass_core.sparsity.flops import refined_row_cost, row_cost
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -89,6 +90,10 @@ class TorchRunner:
     @property
     def refines(self) -> bool:
         return True
+
+    @property
+    def choose_neurons(self) -> NeuronChooser | None:
+        return None
 
     @property
     def view_bytes_used(self) -> int:

@@ -1,6 +1,7 @@
 // The extension module `_native`: the model behind a Python class, arrays in and out, the GIL released while a step runs.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -15,6 +16,7 @@
 
 #include "bind_kernels.h"
 #include "bind_sampling.h"
+#include "bind_selection.h"
 #include "image.h"
 #include "step.h"
 
@@ -185,6 +187,12 @@ private:
     Matrix<float> inputs_, up_, down_, thresholds_;
 };
 
+std::vector<int32_t> group_counts(const Plan& plan) {
+    std::vector<int32_t> counts;
+    for (const LayerPlan& layer : plan) counts.push_back(layer.num_groups());
+    return counts;
+}
+
 // threads, KV blocks, positions per block, type of the KV cache
 using Sizes = std::tuple<int32_t, int32_t, int32_t, std::string>;
 
@@ -200,21 +208,27 @@ public:
 
     Model& model() { return model_; }
 
-    void add_plan(int32_t key, const std::vector<Array<int32_t>>& layers, nb::handle refinement) {
+    // How many groups of neurons each layer of the plan has.
+    std::vector<int32_t> add_plan(int32_t key, const std::vector<Array<int32_t>>& layers, nb::handle refinement) {
         std::vector<NeuronRange> lists;
         for (const Array<int32_t>& layer : layers) lists.push_back({layer.data(), static_cast<int32_t>(layer.size())});
         if (refinement.is_none()) {
-            model_.plans().add(key, lists);
-            return;
+            return group_counts(model_.plans().add(key, lists));
         }
         const RefinementArrays arrays(refinement, model_.shape());
-        model_.plans().add(key, lists, arrays.view());
+        const Plan& plan = model_.plans().add(key, lists, arrays.view());
         refinements_.emplace(key, arrays);
+        return group_counts(plan);
     }
 
     void remove_plan(int32_t key) {
         model_.plans().remove(key);
         refinements_.erase(key);
+    }
+
+    nb::object choose_neurons(const ScoreMatrix& values, const RankMatrix& model_ranks, const WeightMatrix& weights,
+                              const std::vector<int32_t>& budgets, const RankMatrix& reference) {
+        return glass::choose_neurons(model_.pool(), values, model_ranks, weights, budgets, reference);
     }
 
     std::tuple<double, double> time_ffn(int32_t num_rows, float density, double seconds) {
@@ -286,6 +300,9 @@ NB_MODULE(_native, module) {
              nb::arg("format"), nb::arg("sizes"), nb::arg("isa") = "")
         .def("add_plan", &NativeModel::add_plan, nb::arg("key"), nb::arg("layers"), nb::arg("refinement").none())
         .def("remove_plan", &NativeModel::remove_plan, nb::arg("key"))
+        .def("choose_neurons", &NativeModel::choose_neurons, nb::arg("values").noconvert().none(),
+             nb::arg("model_ranks").noconvert().none(), nb::arg("weights").noconvert(), nb::arg("budgets"),
+             nb::arg("reference").noconvert().none())
         .def("set_ffn_break_even",
              [](NativeModel& self, const std::vector<std::tuple<int32_t, float>>& points) {
                  std::vector<glass::BreakEven> values;

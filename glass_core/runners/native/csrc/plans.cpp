@@ -15,22 +15,53 @@ ChunkLayout::ChunkLayout(int32_t intermediate_size, int32_t num_threads)
     chunks_per_thread_ = (groups_per_thread + kGroupsPerChunk - 1) / kGroupsPerChunk;
 }
 
+namespace {
+
+// The first place whose neuron does not ascend within [0, intermediate_size); `count` = there is none.
+size_t find_misplaced(int32_t intermediate_size, const int32_t* neurons, size_t count) {
+    if (count == 0) return 0;
+    bool ascending = neurons[0] >= 0 && neurons[count - 1] < intermediate_size;
+    for (size_t i = 1; i < count; ++i) ascending &= neurons[i] > neurons[i - 1];
+    if (ascending) return count;
+    size_t place = 0;
+    for (int32_t previous = -1; neurons[place] > previous && neurons[place] < intermediate_size; ++place) {
+        previous = neurons[place];
+    }
+    return place;
+}
+
+}  // namespace
+
 LayerPlan::LayerPlan(const ChunkLayout& layout, int32_t intermediate_size, const int32_t* neurons, size_t count)
     : words_(static_cast<size_t>(layout.num_groups())) {
-    int32_t previous = -1;
-    for (size_t i = 0; i < count; ++i) {
-        const int32_t neuron = neurons[i];
-        if (neuron <= previous || neuron >= intermediate_size) {
-            throw std::invalid_argument("a plan's neurons must ascend within [0, " + std::to_string(intermediate_size) +
-                                        "), got " + std::to_string(neuron) + " after " + std::to_string(previous));
-        }
-        previous = neuron;
-        words_[static_cast<size_t>(neuron / kGroup)] |= uint32_t{1} << (neuron % kGroup);
+    const size_t misplaced = find_misplaced(intermediate_size, neurons, count);
+    if (misplaced < count) {
+        const int32_t previous = misplaced == 0 ? -1 : neurons[misplaced - 1];
+        throw std::invalid_argument("a plan's neurons must ascend within [0, " + std::to_string(intermediate_size) +
+                                    "), got " + std::to_string(neurons[misplaced]) + " after " +
+                                    std::to_string(previous));
     }
-    order_.resize(count);
+    // a group's word is put together before it is stored: neighbours would wait for each other's bits in memory
+    std::vector<const int32_t*> ends(words_.size());
+    const int32_t* next = neurons;
+    const int32_t* const end = neurons + count;
+    for (size_t group = 0; group < words_.size(); ++group) {
+        const auto limit = static_cast<int32_t>(group + 1) * kGroup;
+        uint32_t word = 0;
+        for (; next != end && *next < limit; ++next) word |= uint32_t{1} << (*next % kGroup);
+        words_[group] = word;
+        ends[group] = next;
+        num_groups_ += word != 0 ? 1 : 0;
+    }
+    order_.reserve(count);
+    offsets_.reserve(static_cast<size_t>(layout.num_chunks()) + 1);
     offsets_.push_back(0);
     for (int32_t chunk = 0; chunk < layout.num_chunks(); ++chunk) {
-        offsets_.push_back(offsets_.back() + expand(layout, words_.data(), chunk, order_.data() + offsets_.back()).count);
+        layout.for_groups(chunk, [&](int32_t group) {
+            const auto g = static_cast<size_t>(group);
+            order_.insert(order_.end(), group == 0 ? neurons : ends[g - 1], ends[g]);
+        });
+        offsets_.push_back(static_cast<int32_t>(order_.size()));
     }
 }
 
@@ -63,20 +94,21 @@ PlanStore::PlanStore(const ModelShape& shape, int32_t num_threads)
     dense_.assign(static_cast<size_t>(num_layers_), LayerPlan(layout_, intermediate_size_, all.data(), all.size()));
 }
 
-void PlanStore::add(int32_t key, const std::vector<NeuronRange>& lists, const PlanRefinement& refinement) {
+const Plan& PlanStore::add(int32_t key, const std::vector<NeuronRange>& lists, const PlanRefinement& refinement) {
     if (key < 0 || plans_.contains(key)) throw std::invalid_argument("plan key " + std::to_string(key) + " is in use");
     if (static_cast<int32_t>(lists.size()) != num_layers_) {
         throw std::invalid_argument("the plan has " + std::to_string(lists.size()) + " layers, the model " +
                                     std::to_string(num_layers_));
     }
     Plan plan;
+    plan.reserve(lists.size());
     for (const NeuronRange& list : lists) {
         plan.emplace_back(layout_, intermediate_size_, list.index, static_cast<size_t>(list.count));
     }
     for (size_t layer = 0; refinement.up_weights != nullptr && layer < plan.size(); ++layer) {
         plan[layer].refine(layer_of(refinement, layer));
     }
-    plans_.emplace(key, std::move(plan));
+    return plans_.emplace(key, std::move(plan)).first->second;
 }
 
 LayerRefinement PlanStore::layer_of(const PlanRefinement& refinement, size_t layer) const {

@@ -84,6 +84,8 @@ public:
     }
     const uint32_t* words() const { return words_.data(); }
     int32_t count() const { return static_cast<int32_t>(order_.size()); }
+    // Of how many groups the neurons are.
+    int32_t num_groups() const { return num_groups_; }
 
     void refine(const LayerRefinement& refinement) { refinement_ = refinement; }
     bool refined() const { return refinement_.up_weights != nullptr; }
@@ -93,6 +95,7 @@ private:
     std::vector<int32_t> order_;
     std::vector<int32_t> offsets_;
     std::vector<uint32_t> words_;
+    int32_t num_groups_ = 0;
     LayerRefinement refinement_;
 };
 
@@ -106,9 +109,9 @@ class PlanStore {
 public:
     PlanStore(const ModelShape& shape, int32_t num_threads);
 
-    // `lists[l]` are layer l's neurons. The arrays of the refinement must outlive the plan. Throws
-    // std::invalid_argument for a key in use or a list that cannot be.
-    void add(int32_t key, const std::vector<NeuronRange>& lists, const PlanRefinement& refinement = {});
+    // `lists[l]` are layer l's neurons. The arrays of the refinement must outlive the plan, which is valid until it is
+    // removed. Throws std::invalid_argument for a key in use or a list that cannot be.
+    const Plan& add(int32_t key, const std::vector<NeuronRange>& lists, const PlanRefinement& refinement = {});
     void remove(int32_t key) { plans_.erase(key); }
 
     // Throws std::invalid_argument for an unknown key. -1 is the dense plan.

@@ -61,6 +61,8 @@ public:
     const ModelShape& shape() const { return shape_; }
     const char* isa() const { return kernels_.name; }
     int32_t num_threads() const { return pool_.num_threads(); }
+    // For other work between steps.
+    ThreadPool& pool() { return pool_; }
     PlanStore& plans() { return plans_; }
     FfnStep& ffn() { return ffn_; }
 
