@@ -52,10 +52,17 @@ def some_scores(spec: ModelSpec, seed: int = 3) -> ScoreWeights:
     return ScoreWeights(*(rng.uniform(0.5, 2.0, shape).astype(np.float32) for shape in sizes_of(spec)))
 
 
-def drop_some(spec: ModelSpec, pool: Sequence[int], *, up_threshold: float = 0.4, seed: int = 0) -> SparsityPlan:
+def drop_some(
+    spec: ModelSpec,
+    pool: Sequence[int],
+    *,
+    input_threshold: float = 0.5,
+    up_threshold: float = 0.4,
+    seed: int = 0,
+) -> SparsityPlan:
     """What a token keeps depends on its scores; at scale 1 each stage keeps and drops many."""
     plan = make_plan(spec, pool, seed=seed)
-    return refine(plan, some_scores(spec, seed), 0.5, up_threshold, up_threshold / 10)
+    return refine(plan, some_scores(spec, seed), input_threshold, up_threshold, up_threshold / 10)
 
 
 def far_from_thresholds(spec: ModelSpec, pool: Sequence[int]) -> SparsityPlan:
@@ -100,18 +107,20 @@ def test_a_cascade_equals_torch(variant: Variant, image_format: str, tmp_path: P
 
 
 def test_scores_choose_the_neurons_that_torch_chooses(tmp_path: Path) -> None:
-    """But for the few whose scores lie within rounding of their threshold; an input that does takes neurons with it."""
+    """But for the few whose scores lie within rounding of their threshold: an input that one side alone keeps changes a
+    small model's token, so most tokens have to agree."""
     header = make_header(FEW_VARIANTS[0], tmp_path / "model", "bf16")
     native, torch_runner = pair(header, tmp_path)
-    plan = drop_some(native.spec, full_pool(native.spec))
-    shares = []
+    plan = drop_some(native.spec, full_pool(native.spec), input_threshold=0.1)
+    shares, errors = [], []
     for token, scale in zip(ANSWER, SCALES, strict=True):
         row = make_row([token], plan=plan, refine_scales=(scale,), sample=greedy())
         actual, ours = native.step(row)
         expected, theirs = torch_runner.step(row)
-        assert abs(reads_of(ours.rows[0]) - reads_of(theirs.rows[0])) < 0.05
-        assert correlation_error(actual[0], expected[0].numpy()[0]) < 0.06
+        assert abs(reads_of(ours.rows[0]) - reads_of(theirs.rows[0])) < 0.02
+        errors.append(correlation_error(actual[0], expected[0].numpy()[0]))
         shares.append(reads_of(ours.rows[0]))
+    assert np.median(errors) < 0.01
     assert 0.1 < min(shares) < max(shares) - 0.1 < 0.89, "the thresholds are no test"
 
 
