@@ -104,8 +104,15 @@ const float* InputStage::sums(int32_t thread, int32_t place) const {
 void InputStage::gather(int32_t token, const NeuronRange& neurons, float* up) const {
     std::fill_n(up, neurons.count, 0.0f);
     for (size_t thread = 0; thread < own_.size(); ++thread) {
-        add_gathered(up, sums(static_cast<int32_t>(thread), places_[static_cast<size_t>(token)]), neurons.index,
-                     neurons.count);
+        const float* from = sums(static_cast<int32_t>(thread), places_[static_cast<size_t>(token)]);
+        for (int32_t i = 0, count = 0; i < neurons.count; i += count) {
+            count = std::min(kGroup, neurons.count - i);
+            if (whole_group(neurons.index + i, count)) {
+                add(up + i, from + neurons.index[i], count);
+            } else {
+                add_gathered(up + i, from, neurons.index + i, count);
+            }
+        }
     }
 }
 

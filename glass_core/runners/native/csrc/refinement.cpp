@@ -8,11 +8,6 @@ namespace {
 
 constexpr size_t kStages = 3;
 
-// Whether `index` lists the 32 neurons of one group in order.
-bool whole_group(const int32_t* index, int32_t left) {
-    return left >= kGroup && index[0] % kGroup == 0 && index[kGroup - 1] == index[0] + kGroup - 1;
-}
-
 // Calls fn(position) for the marked ones, ascending.
 template <typename Fn>
 void for_marked(const uint32_t* marks, int32_t count, Fn&& fn) {
@@ -22,6 +17,10 @@ void for_marked(const uint32_t* marks, int32_t count, Fn&& fn) {
 }
 
 }  // namespace
+
+bool whole_group(const int32_t* index, int32_t left) {
+    return left >= kGroup && index[0] % kGroup == 0 && index[kGroup - 1] == index[0] + kGroup - 1;
+}
 
 void mark_first(int32_t count, uint32_t* marks) {
     std::fill_n(marks, count / 32, ~uint32_t{0});

@@ -28,6 +28,9 @@ struct CascadeWork {
     int64_t bytes = 0;    // of the weights that one pass for all its tokens reads
 };
 
+// Whether `index`, which ascends and has `left` entries, begins with the 32 neurons of one group.
+bool whole_group(const int32_t* index, int32_t left);
+
 // Marks, as the kernels take them: one bit per position.
 constexpr int32_t mark_words(int32_t count) { return (count + 31) / 32; }
 
