@@ -1,10 +1,10 @@
 """Learn refinement's scores and thresholds on text that the model writes itself, and add them to its artifact.
 
-First every neuron gets its weight: the root-mean-square of the loss's derivative with respect to its output. Then the
-thresholds of all layers move together at constant FFN reads, down the gradients of KL(dense || refined) on six kinds of
-text at three sparsities, combined by ConicGrad. The table is written as profile `tuned` only when it beats the measured
-one beyond noise on text that was used for nothing else; the learning curves are written either way. A run that is
-interrupted continues where it was when the same command is given again.
+First every neuron and every input of up_proj gets its weight: the root-mean-square of the loss's derivative with
+respect to it. Then the thresholds of all layers and stages move together at constant FFN reads, down the gradients of
+KL(dense || refined) on six kinds of text at three sparsities, combined by ConicGrad. The table is written as profile
+`tuned` only when it beats the measured one beyond noise on text that was used for nothing else; the learning curves are
+written either way. A run that is interrupted continues where it was when the same command is given again.
 """
 
 import argparse
