@@ -19,10 +19,11 @@ from glass_core.offline.tune.domains import DOMAINS, TuningText, TuningTexts
 from glass_core.offline.tune.held_out import HeldOut
 from glass_core.offline.tune.offsets import FloatArray
 from glass_core.offline.tune.settings import TextSettings, TuningSettings
-from glass_core.offline.tune.static_descent import StaticSearch, StaticSettings, StaticState, all_masks
+from glass_core.offline.tune.static_descent import StaticSearch, StaticState, all_masks
 from glass_core.offline.tune.static_masks import RankPair, hard_masks, parameter_gradients, soft_masks
 from glass_core.offline.tune.static_objectives import StaticBatch, read_statically
 from glass_core.offline.tune.static_profile import lambdas_of, parameters_of, profile_of, soft_budgets
+from glass_core.offline.tune.static_settings import StaticSettings
 from glass_core.offline.tune.static_tuning import StaticOutcome, StaticRun
 from glass_core.offline.tune.workfolder import TuningFolder
 from glass_core.runners.torch_runner.model import TorchModel
@@ -33,8 +34,8 @@ from glass_core.sparsity.ranking import ranks
 from tests.core.sparsity_samples import make_manifest, make_selector, property_test, random_scores, sparse
 from tests.tiny_models import VOCAB_SIZE
 
-SETTINGS = TuningSettings(text=TextSettings(num_learning=2, num_stopping=1, num_deciding=1))
 STATIC = StaticSettings(num_steps=4, evaluate_every=2)
+SETTINGS = TuningSettings(text=TextSettings(num_learning=2, num_stopping=1, num_deciding=1), static=STATIC)
 
 
 @pytest.fixture(autouse=True)
@@ -209,7 +210,7 @@ def test_gradients_are_those_of_finite_differences_of_the_soft_loss(
 
 def test_the_descent_lowers_the_objectives_it_descends_on(batch: StaticBatch, statistics: GlobalStatistics) -> None:
     static = StaticSettings(num_steps=25, rate=0.2, evaluate_every=25)
-    search = StaticSearch([batch], [batch], replace(SETTINGS, aggregator="mean"), static)
+    search = StaticSearch([batch], [batch], replace(SETTINGS, aggregator="mean", static=static))
     start = start_of(statistics) + np.array([[0.0] * 3, [1.5, -1.0, 0.0]])
     state = search.run(start, TuningFolder("descends"), SilentProgress())
     assert state.evaluations[-1].improvement > 0.02
@@ -220,13 +221,13 @@ def test_the_descent_lowers_the_objectives_it_descends_on(batch: StaticBatch, st
 def test_every_aggregator_takes_a_step(batch: StaticBatch, statistics: GlobalStatistics, name: str) -> None:
     start = start_of(statistics)
     state = StaticState.begin(start)
-    StaticSearch([batch], [batch], replace(SETTINGS, aggregator=name), STATIC).step(state)
+    StaticSearch([batch], [batch], replace(SETTINGS, aggregator=name)).step(state)
     assert np.isfinite(state.parameters).all()
     assert 0.0 < np.abs(state.parameters - start).max() < 1.0
 
 
 def run_of(model: TorchModel, statistics: GlobalStatistics, static: StaticSettings = STATIC) -> StaticRun:
-    return StaticRun(model, statistics, SETTINGS, SilentProgress(), static)
+    return StaticRun(model, statistics, replace(SETTINGS, static=static), SilentProgress())
 
 
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(

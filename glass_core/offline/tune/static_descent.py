@@ -13,7 +13,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from glass_core.errors import ConfigurationError
 from glass_core.offline.progress import Progress
 from glass_core.offline.tune.aggregators import Combination
 from glass_core.offline.tune.held_out import HeldOut, improvement
@@ -29,31 +28,6 @@ _STATE = "static"
 # of the moments of Adam (arXiv 1412.6980)
 _BETAS = (0.9, 0.95)
 _EPSILON = 1e-8
-
-
-@dataclass(frozen=True, slots=True)
-class StaticSettings:
-    """`rate`: Adam's first, which falls to zero over `num_steps`; `temperatures` of the soft masks at the first and the
-    last step, in shares of the range of ranks. Every `evaluate_every` steps the text to stop by is measured; `patience`
-    measurements without a new best end the run."""
-
-    num_steps: int = 30
-    rate: float = 0.1
-    temperatures: tuple[float, float] = (0.1, 0.03)
-    evaluate_every: int = 10
-    patience: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "evaluate_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"static {name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.rate <= 1 or not all(0 < value <= 1 for value in self.temperatures):
-            raise ConfigurationError(f"static rate and temperatures must lie in (0, 1], got {self}")
-
-    def at(self, num_steps: int) -> tuple[float, float]:
-        """Rate and temperature of the step after so many."""
-        share, (first, last) = num_steps / self.num_steps, self.temperatures
-        return self.rate * (1.0 - share), first * (last / first) ** share
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,17 +98,19 @@ class StaticSearch:
     learning: Sequence[StaticBatch]
     stopping: Sequence[StaticBatch]
     settings: TuningSettings
-    static: StaticSettings
 
     def run(self, start: FloatArray, folder: TuningFolder, progress: Progress) -> StaticState:
         """From where the folder's state is to the end, stored after every step."""
         state = StaticState.from_json_object(folder.json(_STATE, lambda: self._begin(start).to_json_object()))
-        with progress.task("tuning budgets and lambdas", self.static.num_steps) as advance:
+        with progress.task("tuning budgets and lambdas", self.settings.static.num_steps) as advance:
             for _ in range(state.num_steps):
                 advance()
             while not self._is_over(state):
                 self.step(state)
-                if state.num_steps % self.static.evaluate_every == 0 or state.num_steps == self.static.num_steps:
+                if (
+                    state.num_steps % self.settings.static.evaluate_every == 0
+                    or state.num_steps == self.settings.static.num_steps
+                ):
                     self._evaluate(state)
                 folder.store_json(_STATE, state.to_json_object())
                 advance()
@@ -142,7 +118,7 @@ class StaticSearch:
 
     def step(self, state: StaticState) -> None:
         """Gradients of log KL at every sparsity on the next batch, one direction, one move."""
-        rate, temperature = self.static.at(state.num_steps)
+        rate, temperature = self.settings.static.at(state.num_steps)
         kl, jacobian = self._differentiate(state, temperature)
         combination = Combination(self.settings.aggregator, state.aggregator)
         direction = combination.combine(jacobian.reshape(len(jacobian), -1)).reshape(state.parameters.shape)
@@ -156,9 +132,14 @@ class StaticSearch:
         self._evaluate(state)
         return state
 
+    def _is_due(self, num_steps: int) -> bool:
+        static = self.settings.static
+        return num_steps % static.evaluate_every == 0 or num_steps == static.num_steps
+
     def _is_over(self, state: StaticState) -> bool:
+        static = self.settings.static
         waited = state.evaluations[-1].num_steps - state.num_best_steps
-        return state.num_steps >= self.static.num_steps or waited >= self.static.patience * self.static.evaluate_every
+        return state.num_steps >= static.num_steps or waited >= static.patience * static.evaluate_every
 
     def _differentiate(self, state: StaticState, temperature: float) -> tuple[list[list[float]], FloatArray]:
         """KL by sparsity and domain, and the gradients of their logarithms (objectives, 2, num_layers)."""

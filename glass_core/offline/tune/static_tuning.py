@@ -4,7 +4,7 @@ Learned and decided on with the method `a_glass` alone; under a tuned profile `i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from glass_core.offline.tune.domains import DOMAINS, TuningText, TuningTexts
 from glass_core.offline.tune.held_out import HeldOut, gains, is_better
 from glass_core.offline.tune.offsets import FloatArray
 from glass_core.offline.tune.settings import TuningSettings
-from glass_core.offline.tune.static_descent import StaticSearch, StaticSettings, StaticState, static_kl
+from glass_core.offline.tune.static_descent import StaticSearch, StaticState, static_kl
 from glass_core.offline.tune.static_objectives import StaticBatch, read_statically
 from glass_core.offline.tune.static_profile import parameters_of, profile_of
 from glass_core.offline.tune.workfolder import TuningFolder
@@ -81,7 +81,6 @@ class StaticRun:
     statistics: GlobalStatistics
     settings: TuningSettings
     progress: Progress
-    static: StaticSettings = field(default_factory=StaticSettings)
 
     def execute(self, texts: TuningTexts, folder: TuningFolder) -> StaticOutcome:
         """Everything that is not yet done."""
@@ -89,7 +88,7 @@ class StaticRun:
         count = self.settings.text.num_learning
         # texts come domain after domain, equally many of each
         learning = [self._batch(texts.learning[first::count]) for first in range(count)]
-        search = StaticSearch(learning, self._batches(texts.stopping), self.settings, self.static)
+        search = StaticSearch(learning, self._batches(texts.stopping), self.settings)
         state = search.run(parameters_of(measured), folder, self.progress)
         return self._decide(state, count, measured, self._batches(texts.deciding))
 
