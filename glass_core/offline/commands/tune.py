@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sparsities", type=float, nargs="+", default=[0.2, 0.35, 0.5], help="tuned at these (default: 0.2 0.35 0.5)"
     )
     parser.add_argument("--steps", type=int, default=4, help="of refinement, at most (default: 4)")
-    parser.add_argument("--rate", type=float, default=0.3, help="share of a Newton step that is taken (default: 0.3)")
+    parser.add_argument("--static-steps", type=int, default=30, help="of static pruning, at most (default: 30)")
+    parser.add_argument("--rate", type=float, default=0.3, help="share of a Newton step in refinement (default: 0.3)")
     parser.add_argument(
         "--aggregator",
         choices=("conicgrad", "mean", "cagrad", "upgrad"),
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from glass_core.offline.results import write_result
     from glass_core.offline.tune.curves import plot_curves
     from glass_core.offline.tune.settings import TextSettings, TuningSettings
+    from glass_core.offline.tune.static_settings import StaticSettings
     from glass_core.offline.tune.tuning import TuningRun
     from glass_core.offline.tune.workfolder import TuningFolder
     from glass_core.runners.torch_runner.model import TorchModel
@@ -66,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         aggregator=args.aggregator,
         num_steps=args.steps,
         rate=args.rate,
+        static=StaticSettings(num_steps=args.static_steps),
     )
     model_dir = resolve_model(args.model)
     model = TorchModel.load(model_dir, dtype=getattr(torch, args.dtype), device="cpu")

@@ -74,7 +74,7 @@ class TuningSettings:
         sparsities = " ".join(f"{sparsity:g}" for sparsity in self.sparsities)
         return (
             f"glass tune {model_name} --seed {self.text.seed} --sparsities {sparsities} --steps {self.num_steps} "
-            f"--rate {self.rate:g} --aggregator {self.aggregator}"
+            f"--static-steps {self.static.num_steps} --rate {self.rate:g} --aggregator {self.aggregator}"
         )
 
 
