@@ -1,7 +1,7 @@
 """The descent on static lambdas and budgets: Adam along the combined direction of all objectives, with stopping.
 
-A step sees one text of every domain at every sparsity. Adam's second moment is one number for all parameters: with
-one for each, those whose gradients are mostly noise would move as far as those that matter.
+A step sees one text of every domain at every sparsity. Adam's second moment is one number for all lambdas and one for
+all budgets: with one per parameter, layers whose gradients are mostly noise would move as far as those that matter.
 
 The state between two steps is plain numbers, so that it can be stored exactly: a resumed run gives the same bits.
 """
@@ -46,7 +46,7 @@ class StaticState:
 
     parameters: FloatArray
     mean: FloatArray
-    square: float = 0.0
+    square: FloatArray
     aggregator: list[float] = field(default_factory=list)
     num_steps: int = 0
     losses: list[list[list[float]]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class StaticState:
 
     @classmethod
     def begin(cls, parameters: FloatArray) -> Self:
-        return cls(parameters, np.zeros_like(parameters))
+        return cls(parameters, np.zeros_like(parameters), np.zeros((len(parameters), 1)))
 
     @property
     def num_best_steps(self) -> int:
@@ -73,7 +73,7 @@ class StaticState:
         return cls(**raw | arrays | {"evaluations": evaluations})
 
 
-_ARRAYS = ("parameters", "mean", "best")
+_ARRAYS = ("parameters", "mean", "square", "best")
 
 
 def static_kl(batches: Sequence[StaticBatch], profile: Profile, sparsities: Sequence[float]) -> HeldOut:
@@ -167,7 +167,8 @@ def _adam(state: StaticState, gradient: FloatArray) -> FloatArray:
     """What to subtract, for a rate of 1, after `state.num_steps` gradients with this one."""
     first, second = _BETAS
     state.mean = first * state.mean + (1.0 - first) * gradient
-    state.square = second * state.square + (1.0 - second) * float(np.square(gradient).mean())
+    square = np.square(gradient).mean(axis=1, keepdims=True)
+    state.square = second * state.square + (1.0 - second) * square
     mean = state.mean / (1.0 - first**state.num_steps)
     change: FloatArray = mean / (np.sqrt(state.square / (1.0 - second**state.num_steps)) + _EPSILON)
     return change
