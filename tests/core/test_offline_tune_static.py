@@ -251,6 +251,9 @@ def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(
     assert resumed.state.to_json_object() == whole.state.to_json_object()
     assert [item.num_steps for item in whole.state.evaluations] == [0, 2, 4]
     assert len(whole.state.losses) == STATIC.num_steps
+    result = whole.to_json_object(SETTINGS)
+    assert result["learning_steps"] == [1.0, 3.0]
+    np.testing.assert_allclose(result["learning_kl"][1], np.mean(whole.state.losses[2:4], axis=0))
 
 
 def test_a_run_that_no_longer_gains_stops(

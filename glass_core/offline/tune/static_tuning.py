@@ -112,8 +112,12 @@ class StaticRun:
 
 
 def _passes(losses: FloatArray, num_batches: int) -> list[tuple[int, FloatArray]]:
-    """The steps (n, num_sparsities, num_domains) of every pass, and the number of steps before it."""
-    return [(start, losses[start : start + num_batches]) for start in range(0, len(losses), num_batches)]
+    """The steps (n, num_sparsities, num_domains) of every whole pass through the text, and how many came before.
+
+    Steps of different texts do not compare: a search that ended within its first pass has that part alone.
+    """
+    last = max(len(losses) - num_batches, 0)
+    return [(start, losses[start : start + num_batches]) for start in range(0, last + 1, num_batches)]
 
 
 def _means(kl: list[list[float]]) -> list[float]:
