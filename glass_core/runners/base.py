@@ -56,7 +56,7 @@ class StepRow:
     from zero); they are shared with other rows and must not be written to. `snapshot_ends` are positions e, ascending,
     start < e <= start + len(token_ids): the sums over the positions before e are wanted. Both are empty otherwise.
 
-    `refine_scales`, only with a refined plan: one factor > 0 per token, on both of its thresholds; empty = 1 for all.
+    `refine_scales`, only with a refined plan: one factor > 0 per token, on all of its thresholds; empty = 1 for all.
     """
 
     sequence_id: str

@@ -18,7 +18,7 @@ from glass_core.offline.calibrate.settings import CalibrationSettings
 from glass_core.offline.calibrate.statistics import next_token_loss
 from glass_core.offline.cli import main
 from glass_core.offline.progress import SilentProgress
-from glass_core.offline.tune import aggregators, search, tuning
+from glass_core.offline.tune import aggregators, search, static_tuning, tuning
 from glass_core.offline.tune.aggregators import Combination
 from glass_core.offline.tune.cascade import CascadeFfn, hard_mask, kernel
 from glass_core.offline.tune.descent import Descent, DescentState
@@ -28,6 +28,8 @@ from glass_core.offline.tune.importance import gate_worth, measure_importance
 from glass_core.offline.tune.objectives import TextBatch, along_constant_reads, read_densely
 from glass_core.offline.tune.offsets import FloatArray, log_thresholds, no_offsets, place
 from glass_core.offline.tune.settings import TextSettings, TuningSettings
+from glass_core.offline.tune.static_profile import profile_of
+from glass_core.offline.tune.static_settings import StaticSettings
 from glass_core.offline.tune.tuning import Outcome, TuningRun
 from glass_core.offline.tune.workfolder import TuningFolder
 from glass_core.runners.torch_runner.attention import SequenceCache
@@ -40,7 +42,8 @@ from glass_core.text import load_text_processor
 from tests.tiny_models import VOCAB_SIZE
 
 TEXT = TextSettings(num_learning=2, num_stopping=1, num_deciding=1, message_length=6, answer_length=10)
-SETTINGS = TuningSettings(text=TEXT, num_steps=4, evaluate_every=2, rate=0.3)
+STATIC = StaticSettings(num_steps=2, evaluate_every=1)
+SETTINGS = TuningSettings(text=TEXT, num_steps=4, evaluate_every=2, rate=0.3, static=STATIC)
 
 
 @pytest.fixture(scope="module")
@@ -295,8 +298,11 @@ def test_the_tuned_artifact_can_be_read_and_is_the_same_twice(
     model_dir: Path,
     statistics: GlobalStatistics,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(tuning, "is_better", lambda tuned, default: True)
+    monkeypatch.setattr(static_tuning, "is_better", lambda tuned, default: False)
     run = run_of(model, model_dir, statistics)
     paths = [tmp_path / name for name in ("first.safetensors", "second.safetensors")]
     for path in paths:
@@ -313,6 +319,20 @@ def test_the_tuned_artifact_can_be_read_and_is_the_same_twice(
     assert "tuned" not in found.expected_kl
     assert main(["inspect", str(paths[0])]) == 0
     assert "sensitivity up to sparsity 0.7, tuned up" in " ".join(capsys.readouterr().out.split())
+
+
+def test_where_only_the_static_half_wins_refinement_is_the_measured_one(
+    model: TorchModel, model_dir: Path, statistics: GlobalStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "is_better", lambda tuned, default: False)
+    run, folder = run_of(model, model_dir, statistics), TuningFolder("static")
+    outcome = run.execute(folder)
+    best = outcome.static.state.parameters
+    won = replace(outcome.static, state=replace(outcome.static.state, best=best))
+    monkeypatch.setattr(static_tuning, "is_better", lambda tuned, default: True)
+    found = run.tuned_statistics(replace(outcome, static=won), folder, "glass tune tiny")
+    assert found.refinement["tuned"] is found.refinement["sensitivity"]
+    assert found.profiles["tuned"] == profile_of(best)
 
 
 def test_a_gate_pays_where_the_expected_saving_is_what_reading_it_costs() -> None:
@@ -377,7 +397,8 @@ def test_weights_are_the_root_mean_square_of_the_loss_slopes(model: TorchModel) 
 def command(model_dir: Path, statistics: GlobalStatistics, tmp_path: Path) -> tuple[list[str], Path]:
     artifact, output = tmp_path / "measured.safetensors", tmp_path / "out.safetensors"
     write_artifact(artifact, statistics)
-    return ["tune", str(model_dir), "--artifact", str(artifact), "--output", str(output), "--steps", "2"], output
+    steps = ["--steps", "2", "--static-steps", "3"]
+    return ["tune", str(model_dir), "--artifact", str(artifact), "--output", str(output), *steps], output
 
 
 @pytest.mark.parametrize("wins", [True, False])
@@ -386,14 +407,18 @@ def test_the_command_writes_curves_always_and_the_artifact_only_when_tuned_wins(
 ) -> None:
     monkeypatch.setattr(TextSettings, "__init__", _small)
     monkeypatch.setattr(tuning, "is_better", lambda tuned, default: wins)
+    monkeypatch.setattr(static_tuning, "is_better", lambda tuned, default: False)
     words, output = command(model_dir, statistics, tmp_path)
     assert main(words) == (0 if wins else 1)
     assert output.is_file() == wins
     assert output.with_suffix(".png").stat().st_size > 1000
     result = json.loads(output.with_suffix(".json").read_text())
     assert result["deciding"]["tuned_wins"] == wins
+    assert not result["static"]["deciding"]["tuned_wins"]
     assert len(result["learning_kl"]) == 2
-    assert result["command"].startswith("glass tune llama --seed 0 --sparsities 0.2 0.35 0.5 --steps 2")
+    assert result["command"].startswith(
+        "glass tune llama --seed 0 --sparsities 0.2 0.35 0.5 --steps 2 --static-steps 3"
+    )
 
 
 def _small(settings: TextSettings, seed: int) -> None:

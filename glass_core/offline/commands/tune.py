@@ -1,10 +1,11 @@
-"""Learn refinement's scores and thresholds on text that the model writes itself, and add them to its artifact.
+"""Learn refinement's scores and thresholds, and static budgets and lambdas, on text that the model writes itself.
 
-First every neuron gets its weight: the root-mean-square of the loss's derivative with respect to its output. Then the
-thresholds of all layers move together at constant FFN reads, down the gradients of KL(dense || refined) on six kinds of
-text at three sparsities, combined by ConicGrad. The table is written as profile `tuned` only when it beats the measured
-one beyond noise on text that was used for nothing else; the learning curves are written either way. A run that is
-interrupted continues where it was when the same command is given again.
+Refinement: every neuron and every input of up_proj gets its weight, the root-mean-square of the loss's derivative with
+respect to it; then the thresholds of all layers and stages move together at constant FFN reads. Static pruning: every
+layer's share of it and its lambda move at constant sparsity. Both go down the gradients of KL(dense || sparse) on six
+kinds of text at three sparsities, combined by ConicGrad. Either half goes into profile `tuned` only where it beats the
+measured one beyond noise on text that was used for nothing else; the learning curves are written even where neither
+does. A run that is interrupted continues where it was when the same command is given again.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from glass_core.config import resolve_model
 if TYPE_CHECKING:
     from glass_core.sparsity.artifact import GlobalStatistics
 
-HELP = "learn refinement's scores and thresholds (profile `tuned`)"
+HELP = "learn refinement's scores and thresholds, and static budgets and lambdas (profile `tuned`)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsities", type=float, nargs="+", default=[0.2, 0.35, 0.5], help="tuned at these (default: 0.2 0.35 0.5)"
     )
-    parser.add_argument("--steps", type=int, default=4, help="at most (default: 4)")
-    parser.add_argument("--rate", type=float, default=0.3, help="share of a Newton step that is taken (default: 0.3)")
+    parser.add_argument("--steps", type=int, default=4, help="of refinement, at most (default: 4)")
+    parser.add_argument("--static-steps", type=int, default=30, help="of static pruning, at most (default: 30)")
+    parser.add_argument("--rate", type=float, default=0.3, help="share of a Newton step in refinement (default: 0.3)")
     parser.add_argument(
         "--aggregator",
         choices=("conicgrad", "mean", "cagrad", "upgrad"),
@@ -53,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from glass_core.offline.results import write_result
     from glass_core.offline.tune.curves import plot_curves
     from glass_core.offline.tune.settings import TextSettings, TuningSettings
+    from glass_core.offline.tune.static_settings import StaticSettings
     from glass_core.offline.tune.tuning import TuningRun
     from glass_core.offline.tune.workfolder import TuningFolder
     from glass_core.runners.torch_runner.model import TorchModel
@@ -65,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
         aggregator=args.aggregator,
         num_steps=args.steps,
         rate=args.rate,
+        static=StaticSettings(num_steps=args.static_steps),
     )
     model_dir = resolve_model(args.model)
     model = TorchModel.load(model_dir, dtype=getattr(torch, args.dtype), device="cpu")
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     plot_curves(result, output.with_suffix(".png"))
     print(_summary(result))
     if not outcome.wins:
-        print("the tuned table does not beat the default beyond noise on held-out text: no artifact is written")
+        print("neither half beats the measured one beyond noise on held-out text: no artifact is written")
         return 1
     write_artifact(output, run_.tuned_statistics(outcome, folder, command))
     folder.remove()
@@ -101,15 +105,20 @@ def _read(path: Path | None, fingerprint: str) -> "tuple[GlobalStatistics, str]"
 
 
 def _summary(result: dict[str, Any]) -> str:
+    head = "sparsity  KL default  KL tuned  log ratio (95 %)   (held-out text, equal sparsity, nats per token)"
+    halves = (("refined", result), ("static, a_glass", result["static"]))
+    return "\n".join([head, *(line for name, half in halves for line in _half(name, half))])
+
+
+def _half(name: str, result: dict[str, Any]) -> list[str]:
     decided = result["deciding"]
-    lines = ["sparsity  KL default  KL tuned  log ratio (95 %)   (held-out text, equal FFN reads, nats per token)"]
     *gains, mean = decided["gains"]
-    for sparsity, default, tuned, gain in zip(
-        result["sparsities"], decided["default_kl"], decided["tuned_kl"], gains, strict=True
-    ):
-        lines.append(f"{sparsity:8.2f}  {default:10.4f}  {tuned:8.4f}  {_interval(gain)}")
-    lines.append(f"    mean                        {_interval(mean)}")
-    return "\n".join(lines)
+    rows = zip(result["sparsities"], decided["default_kl"], decided["tuned_kl"], gains, strict=True)
+    lines = [
+        f"{sparsity:8.2f}  {default:10.4f}  {tuned:8.4f}  {_interval(gain)}" for sparsity, default, tuned, gain in rows
+    ]
+    kept = "kept" if decided["tuned_wins"] else "dropped: not beyond noise"
+    return [f"{name} ({kept})", *lines, f"    mean                        {_interval(mean)}"]
 
 
 def _interval(gain: dict[str, float]) -> str:

@@ -69,8 +69,7 @@ def decode_refined(run: RunRows, rows: Sequence[RefinedRow]) -> Iterator[Refined
 
 
 class TorchRows:
-    """The rows on the reference model, a `RunRows`. Their plans' pools are all neurons, and they share score weights:
-    a refiner's plans do."""
+    """The rows on the reference model, a `RunRows`. Their plans' pools are all neurons: a refiner's plans' are."""
 
     def __init__(self, model: TorchModel, rows: Sequence[RefinedRow]) -> None:
         self._model = model
@@ -101,7 +100,10 @@ class RowsFfn:
 
     def __init__(self, model: TorchModel, refinements: Sequence[Refinement], scales: Sequence[float]) -> None:
         self._model = model
-        self._scores = StageTensors.of_weights(refinements[0].weights, model.device)
+        # plans of one profile share their weights
+        distinct = list(dict.fromkeys(item.weights for item in refinements))
+        self._distinct = [StageTensors.of_weights(weights, model.device) for weights in distinct]
+        self._which = torch.tensor([distinct.index(item.weights) for item in refinements], device=model.device)
         thresholds = torch.stack([torch.from_numpy(item.thresholds) for item in refinements], dim=-1)
         self._thresholds = (thresholds * torch.tensor(scales, dtype=torch.float32)).to(model.device)
         self._num_products = torch.zeros(len(refinements), dtype=torch.int64, device=model.device)
@@ -115,10 +117,21 @@ class RowsFfn:
         return shares
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        weights, scores = self._model.layers[layer].ffn, self._scores.of_layer(layer)
+        weights, scores = self._model.layers[layer].ffn, self._scores(layer)
         z, kept = run_cascade(weights, self._model.spec.activation, x, scores, self._thresholds[:, layer])
         self.count(kept)
         return self._model.ffn_output(layer, z)
+
+    def _scores(self, layer: int) -> StageTensors:
+        """Weights of one layer's scores, of all rows alike (size,) or of every row (rows, size)."""
+        layers = [item.of_layer(layer) for item in self._distinct]
+        if len(layers) == 1:
+            return layers[0]
+        return StageTensors(
+            torch.stack([item.inputs for item in layers])[self._which],
+            torch.stack([item.up for item in layers])[self._which],
+            torch.stack([item.down for item in layers])[self._which],
+        )
 
     def count(self, kept: Kept) -> None:
         """Called once per layer, in order."""

@@ -5,6 +5,7 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from glass_core.errors import ConfigurationError
+from glass_core.offline.tune.static_settings import StaticSettings
 
 # Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
 _WORK_FORMAT = 3
@@ -42,7 +43,8 @@ class TextSettings:
 @dataclass(frozen=True, slots=True)
 class TuningSettings:
     """`sparsities` ascend; `rate` is the share of a Newton step that is taken. Every `evaluate_every` steps the text to
-    stop by is measured; `patience` measurements without a new best end the run."""
+    stop by is measured; `patience` measurements without a new best end the run. `static`: of the search for static
+    budgets and lambdas, which shares the texts, the sparsities and the aggregator."""
 
     text: TextSettings = field(default_factory=TextSettings)
     sparsities: tuple[float, ...] = (0.2, 0.35, 0.5)
@@ -51,6 +53,7 @@ class TuningSettings:
     rate: float = 0.3
     evaluate_every: int = 1
     patience: int = 2
+    static: StaticSettings = field(default_factory=StaticSettings)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "evaluate_every", "patience"):
@@ -71,7 +74,7 @@ class TuningSettings:
         sparsities = " ".join(f"{sparsity:g}" for sparsity in self.sparsities)
         return (
             f"glass tune {model_name} --seed {self.text.seed} --sparsities {sparsities} --steps {self.num_steps} "
-            f"--rate {self.rate:g} --aggregator {self.aggregator}"
+            f"--static-steps {self.static.num_steps} --rate {self.rate:g} --aggregator {self.aggregator}"
         )
 
 

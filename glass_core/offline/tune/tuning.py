@@ -1,7 +1,8 @@
 """A tuning run from text to table: write texts, measure what neurons count for, descend, decide on text that neither
 learned nor stopped, make a table.
 
-The profile `tuned` prunes statically as `sensitivity` does; what is learned are refinement's scores and thresholds.
+Refinement's scores and thresholds are learned here, static budgets and lambdas in `static_tuning`. Each half is kept
+where it wins; the profile `tuned` has the measured one of the other.
 """
 
 from collections.abc import Sequence
@@ -34,13 +35,14 @@ from glass_core.offline.tune.objectives import TextBatch, read_densely
 from glass_core.offline.tune.offsets import FloatArray, log_thresholds, no_offsets, place
 from glass_core.offline.tune.search import Evaluation, Search, SearchState
 from glass_core.offline.tune.settings import KERNEL_WIDTH, TuningSettings
+from glass_core.offline.tune.static_tuning import StaticOutcome, StaticRun
 from glass_core.offline.tune.workfolder import TuningFolder
 from glass_core.runners.base import Runner
 from glass_core.runners.native.checkpoint_image import open_or_make_image
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import GlobalStatistics
-from glass_core.sparsity.budget import SENSITIVITY, TUNED, Profile
+from glass_core.sparsity.budget import SENSITIVITY, TUNED
 from glass_core.sparsity.manifest import CorpusValue
 from glass_core.sparsity.refinement import STAGES, ScoreWeights
 from glass_core.sparsity.refinement_table import RefinementTable
@@ -52,17 +54,23 @@ _MAX_ROUNDS = 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
-    """What a run found: the state it ended in, the table it started from, the best offsets to it, and how the default
-    table and the tuned one did on the deciding text."""
+    """What a run found: the state it ended in, the table it started from, the best offsets to it, how the default
+    table and the tuned one did on the deciding text, and what the static half found."""
 
     state: SearchState
     start: RefinementTable
     offsets: FloatArray
     default: HeldOut
     tuned: HeldOut
+    static: StaticOutcome
 
     @property
     def wins(self) -> bool:
+        """Whether either half does."""
+        return self.refinement_wins or self.static.wins
+
+    @property
+    def refinement_wins(self) -> bool:
         return is_better(self.tuned, self.default)
 
     def to_json_object(self, settings: TuningSettings) -> dict[str, Any]:
@@ -80,8 +88,9 @@ class Outcome:
                 "gains": [gain.to_json_object() for gain in gains(self.tuned, self.default)],
                 "num_texts": len(self.default.num_tokens),
                 "num_tokens": int(self.default.num_tokens.sum()),
-                "tuned_wins": self.wins,
+                "tuned_wins": self.refinement_wins,
             },
+            "static": self.static.to_json_object(settings),
         }
 
 
@@ -100,6 +109,14 @@ class TuningRun:
         """Everything that is not yet done. Raises ConfigurationError when the artifact has no table to start from."""
         default = self.default_table
         texts = split_texts(folder.texts(self._draw), self.settings.text)
+        start, state = self._search(default, texts, folder)
+        static = StaticRun(self.model, self.statistics, self.settings, self.progress).execute(texts, folder)
+        return self._decide(state, start, self._batch(default.weights, texts.deciding), static)
+
+    def _search(
+        self, default: RefinementTable, texts: TuningTexts, folder: TuningFolder
+    ) -> tuple[RefinementTable, SearchState]:
+        """The table that refinement's search starts from, and the state it ends in."""
         start = folder.table(partial(self._start, default, texts))
         batches = [
             self._batch(start.weights, texts.learning[first :: self._per_domain]) for first in range(self._per_domain)
@@ -110,25 +127,21 @@ class TuningRun:
             self._batch(start.weights, texts.stopping),
             self.settings,
         )
-        state = search.run(self._state(folder, len(batches)), folder, self.progress)
-        return self._decide(state, start, self._batch(default.weights, texts.deciding))
+        return start, search.run(self._state(folder, len(batches)), folder, self.progress)
 
     def tuned_statistics(self, outcome: Outcome, folder: TuningFolder, command: str) -> GlobalStatistics:
         """The artifact's statistics with profile and table `tuned` added, or replaced; without an expected KL of it."""
-        texts = split_texts(folder.texts(self._draw), self.settings.text)
-        batch = self._batch(outcome.start.weights, texts.stopping)
-        table = self._table(outcome.start, outcome.offsets, batch)
+        table = self._tuned_table(outcome, folder) if outcome.refinement_wins else self.default_table
         manifest = self.statistics.manifest
         noted: dict[str, CorpusValue] = {
             "tuning_command": command,
             "tuning_seed": self.settings.text.seed,
             "tuning_domains": len(DOMAINS),
         }
-        static = self.statistics.profiles[SENSITIVITY]
         return replace(
             self.statistics,
             manifest=replace(manifest, corpus=dict(manifest.corpus) | noted),
-            profiles=dict(self.statistics.profiles) | {TUNED: Profile(TUNED, static.prune_weights, static.lambdas)},
+            profiles=dict(self.statistics.profiles) | {TUNED: outcome.static.profile},
             refinement=dict(self.statistics.refinement) | {TUNED: table},
             expected_kl={name: tables for name, tables in self.statistics.expected_kl.items() if name != TUNED},
         )
@@ -185,14 +198,19 @@ class TuningRun:
         batch = self._batch(rough.weights, texts.learning[:: self._per_domain])
         return self._table(rough, no_offsets(default.num_layers), batch)
 
-    def _decide(self, state: SearchState, start: RefinementTable, batch: TextBatch) -> Outcome:
+    def _decide(self, state: SearchState, start: RefinementTable, batch: TextBatch, static: StaticOutcome) -> Outcome:
         nothing = no_offsets(self.model.spec.num_layers)
         offsets = nothing if state.best is None else state.best
         zeros = np.zeros((len(self.settings.sparsities), len(batch)))
         default = evaluate(self.default_table, nothing, batch, self.settings, zeros)
         weighted = batch.weighted(start.weights)
         tuned = evaluate(start, offsets, weighted, self.settings, zeros)
-        return Outcome(state, start, offsets, default, tuned)
+        return Outcome(state, start, offsets, default, tuned, static)
+
+    def _tuned_table(self, outcome: Outcome, folder: TuningFolder) -> RefinementTable:
+        texts = split_texts(folder.texts(self._draw), self.settings.text)
+        batch = self._batch(outcome.start.weights, texts.stopping)
+        return self._table(outcome.start, outcome.offsets, batch)
 
     def _table(self, start: RefinementTable, offsets: FloatArray, batch: TextBatch) -> RefinementTable:
         """Thresholds at all sparsities of a table, each scaled so that the text reads the rest on average."""

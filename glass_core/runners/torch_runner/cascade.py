@@ -58,7 +58,8 @@ def run_cascade(
 ) -> tuple[Tensor, Kept]:
     """z (n, k) of x (n, hidden), 0 where down_proj is not read, and what was kept.
 
-    `scores`: the layer's weights of scores, of the neurons in `weights`; `thresholds` (len(STAGES), n or 1).
+    `scores`: the layer's weights of scores, of the neurons in `weights`, for all tokens or for each; `thresholds`
+    (len(STAGES), n or 1).
     """
     inputs = reaches(x, scores.inputs, thresholds[0])
     up = up_alone(weights, torch.where(inputs, x, 0.0))
@@ -69,5 +70,6 @@ def run_cascade(
 
 
 def reaches(values: Tensor, weights: Tensor, thresholds: Tensor) -> Tensor:
-    """Whether each of `values` (n, k) scores at least its row's threshold (n or 1,); float32 whatever the dtype."""
+    """Whether each of `values` (n, k), weighted by (k,) or (n, k), scores at least its row's threshold (n or 1,);
+    float32 whatever the dtype."""
     return values.float().abs() * weights >= thresholds[:, None]
