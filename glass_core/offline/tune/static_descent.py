@@ -107,10 +107,7 @@ class StaticSearch:
                 advance()
             while not self._is_over(state):
                 self.step(state)
-                if (
-                    state.num_steps % self.settings.static.evaluate_every == 0
-                    or state.num_steps == self.settings.static.num_steps
-                ):
+                if self._is_due(state.num_steps):
                     self._evaluate(state)
                 folder.store_json(_STATE, state.to_json_object())
                 advance()
