@@ -119,7 +119,7 @@ class Scheduler:
             return None
         head = self.waiting[0]
         keys = head.reusable_keys(self.allocator.block_size)
-        prefix = self.prefixes.find(keys, with_statistics=head.needs_statistics)
+        prefix = self.prefixes.find(keys, with_statistics=head.needs_statistics, with_gates=head.needs_gates)
         if not self._fits(head, prefix) or self._is_coming(keys[len(prefix.blocks) :], head):
             return None
         self._admit(self.waiting.popleft(), prefix, self.prefixes.snapshot_depths(prefix, len(keys)))
@@ -127,9 +127,8 @@ class Scheduler:
 
     def _is_coming(self, missing: tuple[bytes, ...], head: Sequence) -> bool:
         """Whether a running sequence will make more of the head's prompt usable for it."""
-        block_size = self.allocator.block_size
         return any(
-            not sequence.coming_keys(block_size, with_statistics=head.needs_statistics).isdisjoint(missing)
+            not sequence.coming_keys(self.allocator.block_size, head).isdisjoint(missing)
             for sequence in self.running
             if missing and sequence.status is SequenceStatus.PREFILLING
         )

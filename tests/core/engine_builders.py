@@ -23,6 +23,7 @@ from tests.fakes_runner import EOS, FakeRunner, plan_key
 DENSE = SparsityParams()
 GRIFFIN = SparsityParams(sparsity=0.5, method="griffin")
 REFINED = SparsityParams(sparsity=0.5, refine=True)
+MIXED = SparsityParams(sparsity=0.5, lambda_=0.25, refine=True)
 
 
 def refinable_statistics(runner: Runner) -> GlobalStatistics:
@@ -34,6 +35,7 @@ def refinable_statistics(runner: Runner) -> GlobalStatistics:
         make_manifest(num_layers=size[0], intermediate_size=size[1]),
         ones,
         ones,
+        mean_abs_gate=ones,
         profiles={UNIFORM: uniform_profile(size[0])},
         refinement={UNIFORM: RefinementTable(np.array([0.6], np.float32), points, weights)},
     )
@@ -147,7 +149,8 @@ def tokens_of(events: Iterable[TokenEvent], request_id: str = "r") -> list[int]:
 
 
 def bits_of(statistics: LocalStatistics) -> bytes:
-    return statistics.sum_abs.tobytes() + statistics.sum_squares.tobytes()
+    gates = b"" if statistics.sum_gates is None else statistics.sum_gates.tobytes()
+    return statistics.sum_abs.tobytes() + statistics.sum_squares.tobytes() + gates
 
 
 def answer_alone(request: GenerationRequest) -> list[int]:

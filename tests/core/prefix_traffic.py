@@ -1,5 +1,6 @@
 """Prompts that begin alike, through an engine on a real runner of a tiny model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,8 +25,10 @@ class Served:
     num_hits: int
 
 
-def serve_alike(runner: Runner, *, enable_prefix_caching: bool) -> Served:
-    """Serve every prompt at three sparsities at once, in small chunks; `runner` has `CACHE`."""
+def serve_alike(
+    runner: Runner, *, enable_prefix_caching: bool, sparsities: Sequence[SparsityParams] = (GRIFFIN, MILD, DENSE)
+) -> Served:
+    """Serve every prompt at these sparsities at once, in small chunks; `runner` has `CACHE`."""
     selector = CountingSelector(runner)
     config = EngineConfig(
         model_path=Path("unused"),
@@ -36,9 +39,8 @@ def serve_alike(runner: Runner, *, enable_prefix_caching: bool) -> Served:
     engine = Engine(runner, selector, config)
     answers = {}
     for index, prompt in enumerate(_prompts()):
-        for sparsity in (GRIFFIN, MILD, DENSE):
-            request = make_request(f"{index} {sparsity.sparsity}", prompt, max_tokens=6, sparsity=sparsity)
-            engine.add(request)
+        for number, sparsity in enumerate(sparsities):
+            engine.add(make_request(f"{index} {number}", prompt, max_tokens=6, sparsity=sparsity))
         events = run_to_end(engine)
         answers.update({event.request_id: tokens_of(events, event.request_id) for event in events})
     return Served(answers, selector.plans, selector.bits_seen, engine.stats().prefix_cache_hits)

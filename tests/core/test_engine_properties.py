@@ -16,7 +16,16 @@ from glass_core.engine.engine import Engine
 from glass_core.engine.failures import RowFailedError, StepFailedError
 from glass_core.errors import InvalidRequestError
 from glass_core.runners.base import StepRow
-from tests.core.engine_builders import DENSE, GRIFFIN, REFINED, CountingSelector, make_engine, make_request, serve_alone
+from tests.core.engine_builders import (
+    DENSE,
+    GRIFFIN,
+    MIXED,
+    REFINED,
+    CountingSelector,
+    make_engine,
+    make_request,
+    serve_alone,
+)
 from tests.fakes_runner import FakeRunner, plan_key
 
 RANDOM = SparsityParams(sparsity=0.3, method="random", seed=5)
@@ -56,7 +65,7 @@ def visitors(draw: st.DrawFn) -> list[Visitor]:
             [((position >= num_shared) * index * 11 + position * position) % 32 for position in range(length)],
             max_tokens=draw(st.sampled_from([1, 2, 9, 13, 14])),
             seed=draw(st.integers(0, 3)),
-            sparsity=draw(st.sampled_from([DENSE, GRIFFIN, RANDOM, REFINED, REFINED])),
+            sparsity=draw(st.sampled_from([DENSE, GRIFFIN, RANDOM, REFINED, MIXED])),
             ignore_eos=draw(st.sampled_from([True, True, False])),
         )
         cut = draw(st.sampled_from([None] * 6 + [FinishReason.ABORTED, FinishReason.STOP]))
@@ -83,7 +92,7 @@ def test_random_traffic(
     prefix_statistics_bytes: int | None,
     poisoned: set[int],
 ) -> None:
-    """`prefix_statistics_bytes` None = no prefix cache; a snapshot takes 128 bytes."""
+    """`prefix_statistics_bytes` None = no prefix cache; a snapshot takes 128 bytes, with gates 192."""
     runner = FakeRunner(num_kv_blocks=num_kv_blocks)
     runner.poisoned = {traffic[index].request.request_id for index in poisoned if index < len(traffic)}
     runner.failures.extend(OnDemand() if step in failing_steps else None for step in range(31))
@@ -167,7 +176,9 @@ def check_blocks(engine: Engine) -> None:
     assert len(free) + len(kept) + len(held) == allocator.num_blocks
     assert Counter(b for sequence in engine._scheduler.running for b in sequence.block_table) == held
     assert kept <= set(engine._prefixes._key_of) <= kept | set(held)
-    assert engine._prefixes.num_snapshots <= engine._prefixes.max_snapshots
+    snapshots = engine._prefixes._snapshots.values()
+    assert sum(snapshot.num_bytes for snapshot in snapshots) == engine._prefixes._statistics_bytes_used
+    assert engine._prefixes._statistics_bytes_used <= engine.config.cache.prefix_statistics_bytes
     assert set(engine._prefixes._snapshots) <= set(engine._prefixes._block_of)
 
 

@@ -7,10 +7,14 @@ import pytest
 from glass_core.checkpoint.prepared import open_prepared
 from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.runner import NativeRunner
-from tests.core.prefix_traffic import CACHE, serve_alike
+from tests.core.engine_builders import DENSE, GRIFFIN, MIXED
+from tests.core.prefix_traffic import CACHE, MILD, serve_alike
 from tests.tiny_models import save_tiny_model
 
 pytest.importorskip("glass_core.runners.native._native", reason="the native extension is not built")
+
+
+SPARSITIES = (GRIFFIN, MIXED, MILD, DENSE)
 
 
 @pytest.mark.parametrize("image_format", ["bf16", "int8", "int4"])
@@ -18,7 +22,7 @@ pytest.importorskip("glass_core.runners.native._native", reason="the native exte
 def test_statistics_plans_and_answers_are_those_without_a_cache(family: str, image_format: str, tmp_path: Path) -> None:
     image = make_image(open_prepared(save_tiny_model(tmp_path, family)), image_format)
     cached, plain = (
-        serve_alike(NativeRunner(image, CACHE, num_threads=2), enable_prefix_caching=enabled)
+        serve_alike(NativeRunner(image, CACHE, num_threads=2), enable_prefix_caching=enabled, sparsities=SPARSITIES)
         for enabled in (True, False)
     )
     assert cached.bits == plain.bits

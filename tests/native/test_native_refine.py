@@ -155,7 +155,7 @@ def mixed_rows(native: NativeHarness) -> tuple[StepRow, ...]:
         make_row(ANSWER[:5], slot=1, start=3, plan=refined[1], refine_scales=SCALES[:5], sample=greedy()),
         make_row(ANSWER[:1], slot=2, start=4, plan=make_plan(spec, (m // 3, 0, m), seed=4), sample=greedy()),
         make_row(ANSWER[:1], slot=3, start=5, plan=refined[0], sample=greedy()),
-        make_row(ANSWER, slot=4, start=6, collect_statistics=True, sample=greedy()),
+        make_row(ANSWER, slot=4, start=6, collect_statistics=True, collect_gates=True, sample=greedy()),
     )
 
 
@@ -177,6 +177,7 @@ def test_a_batch_equals_its_rows(variant: Variant, image_format: str, isa: str, 
                 assert row_result.cost.ffn_flops_planned == own.cost.ffn_flops_planned
                 if own.statistics is not None and row_result.statistics is not None:
                     np.testing.assert_array_equal(row_result.statistics.sum_abs, own.statistics.sum_abs)
+                    np.testing.assert_array_equal(row_result.statistics.sum_gates, own.statistics.sum_gates)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)

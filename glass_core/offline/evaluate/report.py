@@ -45,8 +45,8 @@ def with_interval(row: Row, name: str, form: str) -> str:
 
 
 def label_of(row: Row) -> str:
-    """A row's method, lambda and profile."""
-    weight = "" if row["lambda"] is None else f" λ {row['lambda']:g}"
+    """A row's method, lambda and profile. Refined rows all have the same lambda."""
+    weight = "" if row["lambda"] is None or row["refine"] else f" λ {row['lambda']:g}"
     profile = "" if row["profile"] == "uniform" else f" ({row['profile']})"
     method = "refined" if row["refine"] else row["method"]
     return f"{method}{weight}{profile}"

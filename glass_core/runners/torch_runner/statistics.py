@@ -1,6 +1,7 @@
 """Collects one row's LocalStatistics from its intermediate activations while a step runs."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,15 @@ from torch import Tensor
 from glass_core.models.spec import ModelSpec
 from glass_core.sparsity.local_stats import LocalStatistics
 
+Float32Array = npt.NDArray[np.float32]
+
 
 class StatisticsCollector:
     """Sums of |z/‖z‖| and (z/‖z‖)² over a row's tokens, float32 whatever the model's dtype, one token after the other.
 
     `prior` are the sums so far, continued and not changed; `snapshot_lengths` are numbers of the row's own tokens,
-    ascending, after which the sums are wanted as well (`runners/base.py` says why the order matters).
+    ascending, after which the sums are wanted as well (`runners/base.py` says why the order matters). `first_gate`
+    is the first of the row's tokens whose |g| is summed up too; None = nobody wants gates.
     """
 
     def __init__(
@@ -25,19 +29,26 @@ class StatisticsCollector:
         *,
         prior: LocalStatistics | None = None,
         snapshot_lengths: Sequence[int] = (),
+        first_gate: int | None = None,
     ) -> None:
-        self._prior = LocalStatistics.zeros(spec.num_layers, spec.intermediate_size) if prior is None else prior
-        self._lengths = [*snapshot_lengths, num_tokens]
-        # each (num_layers, intermediate_size): absolute values, squares
-        shape = self._prior.sum_abs.shape
-        self._sums = [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for _ in self._lengths]
+        def zeros() -> LocalStatistics:
+            return LocalStatistics.zeros(spec.num_layers, spec.intermediate_size, gates=first_gate is not None)
 
-    def add(self, layer: int, z: Tensor) -> None:
-        """Take layer `layer`'s z (num_tokens, intermediate_size) of the row; an all-zero z contributes zero."""
+        self._prior = zeros() if prior is None else prior
+        self._lengths = [*snapshot_lengths, num_tokens]
+        self._first_gate = first_gate
+        self._stages = [zeros() for _ in self._lengths]
+
+    def add(self, layer: int, z: Tensor, gates: Tensor | None = None) -> None:
+        """Take layer `layer`'s z of the row, and its gates after their activation, which may be missing where nobody
+        wants them, (num_tokens, intermediate_size) both; an all-zero z contributes zero."""
         magnitudes = normalize_tokens(z).abs()
         # numpy, because torch is free to sum in any order
-        self._fold(layer, 0, self._prior.sum_abs[layer], magnitudes.cpu().numpy())
-        self._fold(layer, 1, self._prior.sum_squares[layer], magnitudes.square().cpu().numpy())
+        self._fold(layer, "sum_abs", magnitudes.cpu().numpy())
+        self._fold(layer, "sum_squares", magnitudes.square().cpu().numpy())
+        if self._first_gate is not None:
+            assert gates is not None
+            self._fold(layer, "sum_gates", gates.float().abs().cpu().numpy(), first=self._first_gate)
 
     def result(self) -> LocalStatistics:
         """The sums over the prior tokens and all of the row's."""
@@ -47,19 +58,20 @@ class StatisticsCollector:
         """The sums at each of `snapshot_lengths`."""
         return tuple(self._at(index) for index in range(len(self._lengths) - 1))
 
-    def _fold(self, layer: int, which: int, sums: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> None:
-        start = 0
-        for end, stages in zip(self._lengths, self._sums, strict=True):
+    def _fold(self, layer: int, name: str, values: Float32Array, *, first: int = 0) -> None:
+        """One kind of sums; the row's tokens before `first` are left out."""
+        sums = getattr(self._prior, name)[layer]
+        start = first
+        for end, stage in zip(self._lengths, self._stages, strict=True):
             sums = add_in_order(sums, values[start:end])
-            stages[which][layer] = sums
-            start = end
+            getattr(stage, name)[layer] = sums
+            start = max(start, end)
 
     def _at(self, index: int) -> LocalStatistics:
-        sum_abs, sum_squares = self._sums[index]
-        return LocalStatistics(sum_abs, sum_squares, self._prior.num_tokens + self._lengths[index])
+        return replace(self._stages[index], num_tokens=self._prior.num_tokens + self._lengths[index])
 
 
-def add_in_order(sums: npt.NDArray[np.float32], values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def add_in_order(sums: Float32Array, values: Float32Array) -> Float32Array:
     """sums (m,) + values[0] (m,) + values[1] + …, in exactly this order; a new array."""
     total = sums.copy()
     for row in values:

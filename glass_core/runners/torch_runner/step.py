@@ -94,7 +94,8 @@ class StepFfn:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _dense(self, layer: int, x: Tensor) -> Tensor:
-        z = self._model.ffn_activation(layer, x)
+        gates, up = self._model.ffn_gate_and_up(layer, x)
+        z = gates * up
         for tokens, collector in self._measured:
-            collector.add(layer, z[tokens])
+            collector.add(layer, z[tokens], gates[tokens])
         return self._model.ffn_output(layer, z)

@@ -126,16 +126,28 @@ const float* prior_of(const ModelShape& shape, nb::handle sums) {
     return array.data();
 }
 
-// (prior sum_abs, prior sum_squares, [(length, sum_abs, sum_squares), …]); the caller keeps the arrays alive.
+float* sums_of(const ModelShape& shape, nb::handle sums) {
+    if (sums.is_none()) return nullptr;
+    const auto array = nb::cast<Sums>(sums, false);
+    check_sums(shape, array.shape(0), array.shape(1));
+    return array.data();
+}
+
+// ((prior sum_abs, sum_squares, sum_gates), first token whose gates count, [(length, sum_abs, sum_squares, sum_gates),
+// …]); the caller keeps the arrays alive.
 StatisticsRow statistics_of(const ModelShape& shape, nb::handle item) {
     const auto tuple = nb::cast<nb::tuple>(item);
-    StatisticsRow row{prior_of(shape, tuple[0]), prior_of(shape, tuple[1]), {}};
+    const auto prior = nb::cast<nb::tuple>(tuple[0]);
+    StatisticsRow row{prior_of(shape, prior[0]), prior_of(shape, prior[1]), prior_of(shape, prior[2]),
+                      nb::cast<int32_t>(tuple[1]), {}};
+    if (row.first_gate < 0) throw std::invalid_argument("a row's first gate must not be negative");
     for (nb::handle entry : nb::cast<nb::list>(tuple[2])) {
         const auto stage = nb::cast<nb::tuple>(entry);
-        const auto sum_abs = nb::cast<Sums>(stage[1], false), sum_squares = nb::cast<Sums>(stage[2], false);
-        check_sums(shape, sum_abs.shape(0), sum_abs.shape(1));
-        check_sums(shape, sum_squares.shape(0), sum_squares.shape(1));
-        row.stages.push_back({nb::cast<int32_t>(stage[0]), sum_abs.data(), sum_squares.data()});
+        row.stages.push_back({nb::cast<int32_t>(stage[0]), sums_of(shape, stage[1]), sums_of(shape, stage[2]),
+                              sums_of(shape, stage[3])});
+        if (row.stages.back().sum_abs == nullptr || row.stages.back().sum_squares == nullptr) {
+            throw std::invalid_argument("statistics lack an array for their sums");
+        }
     }
     return row;
 }

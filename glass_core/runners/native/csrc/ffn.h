@@ -38,13 +38,19 @@ struct FfnWork {
     int64_t bytes = 0;    // of all weights read
 };
 
+// Where a token's z and act(gate) go among those that are collected; -1 = nowhere. Collected tokens are dense.
+struct CollectedToken {
+    int32_t z = -1;
+    int32_t gates = -1;
+};
+
 class FfnStep {
 public:
     FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels& kernels, ThreadPool& pool);
 
-    // Lay out a step: one plan per token, and for tokens whose z is collected their place among the collected ones
-    // (-1 = not collected; collected tokens are dense). `refined` has an entry per token, or none if no token is.
-    void plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected,
+    // Lay out a step: one plan and one place of what is collected per token. `refined` has an entry per token, or none if
+    // no token is.
+    void plan(const std::vector<const Plan*>& token_plans, const std::vector<CollectedToken>& collected,
               const std::vector<RefinedToken>& refined);
 
     FfnWork work(const ModelWeights& weights) const;
@@ -57,8 +63,12 @@ public:
     int32_t num_partials() const { return pool_.num_threads(); }
     const float* partial(int32_t thread, int32_t token) const;
 
-    // z of the last layer run, (intermediate_size,), of the i-th collected token
-    const float* collected(int32_t i) const;
+    // z of the last layer run, (intermediate_size,), of the i-th token whose z is collected
+    const float* collected_z(int32_t i) const { return z_.data() + place(i); }
+
+    // The same of gates: the gate itself after `run`, act(gate) once that is told to be taken
+    const float* collected_gates(int32_t i) const { return gates_.data() + place(i); }
+    void activate_gates(int32_t i) { activate(shape_.activation, gates_.data() + place(i), shape_.intermediate_size); }
 
 private:
     struct Scratch {
@@ -84,14 +94,15 @@ private:
     void run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
     int32_t chunks_per_turn(const FfnWeights& ffn, int32_t num_tokens) const;
     NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
-    void activate(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
+    void multiply_gates(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
     void run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);
     void multiply_up(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);
     void choose_gates(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
     void choose_outputs(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const NeuronRange& gated);
     NeuronRange narrow(const Turn& turn, const Tile& tile, const NeuronRange& from, float* values, int32_t* list);
     void count_executed(const Tile& tile, int32_t num_up, int32_t num_gate, const NeuronRange& summed);
-    void collect(const Turn& turn, int32_t token, const float* z);
+    void collect(const Turn& turn, const float* values, float* to) const;
+    size_t place(int32_t i) const { return static_cast<size_t>(i) * static_cast<size_t>(shape_.intermediate_size); }
     float* partial_row(int32_t thread, int32_t token);
 
     const ModelShape& shape_;
@@ -102,11 +113,11 @@ private:
     int32_t num_tokens_ = 0;
     FfnChoice choice_;
     std::vector<const Plan*> token_plans_;
-    std::vector<int32_t> collected_;
+    std::vector<CollectedToken> collected_;
     std::vector<const LayerPlan*> walks_;    // per layer what is walked; null = the list of walked_words_
     Buffer<uint32_t> walked_words_;          // (num_layers, num_groups)
     Buffer<float> partials_;                 // (threads, tokens, hidden_padded)
-    Buffer<float> z_;                        // (collected tokens, intermediate_size)
+    Buffer<float> z_, gates_;                // (tokens of which they are collected, intermediate_size)
     std::vector<RefinedToken> refined_;
     bool all_refined_ = false;               // no token needs rows of up
     CascadeCounts cascades_;

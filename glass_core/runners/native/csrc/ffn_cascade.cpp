@@ -70,6 +70,8 @@ void FfnStep::choose_outputs(const FfnWeights& ffn, const Turn& turn, const Tile
         float *gate = scratch.gate.data() + at, *up = scratch.up.data() + at;
         uint32_t* marks = scratch.marks.data() + static_cast<ptrdiff_t>(t) * turn.mark_words();
         if (ffn.gate_bias != nullptr) add_gathered(gate, ffn.gate_bias, gated.index, gated.count);
+        const CollectedToken& collected = collected_[token];  // a dense token keeps all, so nothing was left out
+        if (collected.gates >= 0) collect(turn, gate, gates_.data() + place(collected.gates));
         gated_activation(shape_.activation, gate, up, gated.count);
         if (refined_[token].row >= 0) {
             const LayerRefinement& refinement =
@@ -81,8 +83,7 @@ void FfnStep::choose_outputs(const FfnWeights& ffn, const Turn& turn, const Tile
             cascades_.note(refined_[token].row, tile.layer, CascadeCounts::down, {kept, num_kept}, tile.thread);
         }
         kernels_.clear_unmarked(marks, gated.count, gate);
-        // a dense token keeps all, so nothing was left out
-        if (collected_[token] >= 0) collect(turn, static_cast<int32_t>(token), gate);
+        if (collected.z >= 0) collect(turn, gate, z_.data() + place(collected.z));
     }
 }
 
