@@ -56,8 +56,8 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class SparsityParams:
     """What the client asked of GLASS: the share of FFN neurons to skip, the weight of the global ranking (None = the
-    profile's own or 0.5), the selection method, the budget profile, a seed (only `random` uses it), and whether each
-    token chooses among all neurons (refinement; the selection method and lambda then have nothing left to choose).
+    profile's own or 0.5, with refinement 1), the selection method, the budget profile, a seed (only `random` uses it),
+    and whether each token chooses among all neurons (refinement; the selection method has nothing left to choose then).
 
     For the report: `max_kl` is the bound that `sparsity` was chosen by (None: it was asked for as a number),
     `expected_kl` what such answers lost when the model was calibrated (None: not measured)."""
@@ -170,7 +170,8 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True)
 class SparsityReport:
-    """What GLASS really did for one sequence. `lambda_` is None for methods that fuse nothing and for a dense plan.
+    """What GLASS really did for one sequence. `lambda_` is None for methods that fuse nothing and for a dense plan;
+    with `refine` it is the weight of the model's own gates in the scores, 1 for a prompt of one token.
 
     `sparsity` is the effective one: 1 - kept neurons / all neurons, and with `refine` 1 - the mean share of FFN weights
     that the decoded tokens read. `cost` covers the whole request, prefill included.

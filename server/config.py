@@ -63,7 +63,9 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="glass_max_kl of requests without one: expected KL from the dense model, nats per token",
     )
-    default_lambda: float | None = Field(None, ge=0, le=1, description="lambda of requests without one")
+    default_lambda: float | None = Field(
+        None, ge=0, le=1, description="lambda of requests without one; refined answers take 1"
+    )
     default_method: str = Field("a_glass", description="glass_method of requests without one")
     default_profile: str | None = Field(
         None, description="glass_profile of requests without one; default: sensitivity where measured, else uniform"
@@ -129,7 +131,7 @@ class Settings(BaseSettings):
 
     @property
     def has_static_defaults(self) -> bool:
-        """Whether the operator chose how prompts rank neurons, which refined requests do not do."""
+        """Whether the operator chose how neurons are ranked statically."""
         return self.default_lambda is not None or "default_method" in self.model_fields_set
 
     @property

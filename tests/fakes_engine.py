@@ -178,7 +178,7 @@ class FakeStream(AsyncGenerator[TokenEvent, None]):
 
     def _report(self) -> SparsityReport:
         asked = self._request.sparsity
-        lambda_ = 0.5 if asked.lambda_ is None else asked.lambda_
+        lambda_ = (1.0 if asked.refine else 0.5) if asked.lambda_ is None else asked.lambda_
         report = SparsityReport(
             method=asked.method,
             sparsity_requested=asked.sparsity,

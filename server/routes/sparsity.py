@@ -38,48 +38,53 @@ class SparsityChoice:
                 f"glass_max_kl is a bound for glass_sparsity 'auto', but glass_sparsity is {wanted}; leave one out",
                 param="glass_max_kl",
             )
-        params = replace(params, sparsity=wanted, refine=self._refine(params, wanted))
+        params = replace(self._decided(params, wanted), sparsity=wanted)
         return replace(params, expected_kl=_expected_kl(params, self._expected(params)))
 
     def problem(self) -> str | None:
         """Why nothing is known by which `auto` could choose; None where something is, or nothing needs to be."""
-        params = self._params(seed=0)
-        refine = self._refine(params, None)
-        if params.method == DENSE_METHOD or self._expected(replace(params, refine=refine)) is not None:
+        params = self._decided(self._params(seed=0), None)
+        if params.method == DENSE_METHOD or self._expected(params) is not None:
             return None
-        return self._unmeasured(params, refine=refine)
+        return self._unmeasured(params)
 
     def _automatic(self, params: SparsityParams, *, is_asked: bool) -> SparsityParams:
         max_kl = self.settings.default_max_kl if self.body.glass_max_kl is None else self.body.glass_max_kl
-        refine = self._refine(params, None)
-        expected = self._expected(replace(params, refine=refine))
+        params = self._decided(params, None)
+        expected = self._expected(params)
         problem = self.problem() if is_asked else None
         if problem is not None:
             raise InvalidRequestError(
                 f"glass_sparsity 'auto' is unavailable: {problem}; ask for a number", param="glass_sparsity"
             )
         sparsity = 0.0 if expected is None else expected.automatic_sparsity(max_kl)
-        params = replace(params, sparsity=sparsity, refine=refine and sparsity > 0, max_kl=max_kl)
+        params = replace(params, sparsity=sparsity, refine=params.refine and sparsity > 0, max_kl=max_kl)
         return replace(params, expected_kl=_expected_kl(params, expected))
 
     def _params(self, seed: int) -> SparsityParams:
-        """Everything but sparsity and refinement."""
+        """Everything but sparsity and refinement; lambda only where the request has one of its own."""
         body, settings = self.body, self.settings
         return SparsityParams(
-            lambda_=_first(body.lambda_, self.headers.lambda_, settings.default_lambda),
+            lambda_=_first(body.lambda_, self.headers.lambda_),
             method=settings.default_method if body.glass_method is None else body.glass_method,
             profile=_first(body.glass_profile, settings.default_profile) or self.info.default_profile,
             seed=seed,
         )
 
+    def _decided(self, params: SparsityParams, sparsity: float | None) -> SparsityParams:
+        """With refinement, or the server's lambda, which is for static rankings: refined answers lose by any below 1.
+        `sparsity` None is one still to be chosen."""
+        if self._refine(params, sparsity):
+            return replace(params, refine=True)
+        return replace(params, lambda_=_first(params.lambda_, self.settings.default_lambda))
+
     def _refine(self, params: SparsityParams, sparsity: float | None) -> bool:
-        """What was asked for, where it was; a request that names a static ranking gets this ranking. `sparsity` None
-        is one still to be chosen."""
+        """What was asked for, where it was; a request that names a static ranking gets this ranking."""
         body, settings = self.body, self.settings
         asked = _first(body.glass_refine, self.headers.refine)
         if asked is not None or sparsity == 0.0 or params.method == DENSE_METHOD:
             return bool(asked)
-        if body.glass_method is not None or _first(body.lambda_, self.headers.lambda_) is not None:
+        if body.glass_method is not None or params.lambda_ is not None:
             return False
         if settings.refine is not None:
             return settings.refine
@@ -90,17 +95,17 @@ class SparsityChoice:
 
     def _expected(self, params: SparsityParams) -> ExpectedKl | None:
         """What was measured for such answers; None for nothing. Static plans were measured with the profile's own
-        lambdas."""
-        if not params.refine and params.lambda_ is not None:
+        lambdas, refined ones with lambda 1."""
+        if params.lambda_ is not None and not (params.refine and params.lambda_ == 1.0):
             return None
         name = REFINED if params.refine else params.method
         return self.info.expected_kl.get(params.profile, {}).get(name)
 
-    def _unmeasured(self, params: SparsityParams, *, refine: bool) -> str:
+    def _unmeasured(self, params: SparsityParams) -> str:
         if not self.info.expected_kl:
             return "this model's artifact has no expected KL (`glass calibrate MODEL --only expected-kl`)"
-        how = "glass_refine true" if refine else f"glass_method {params.method!r}"
-        lambda_ = "" if refine or params.lambda_ is None else f" and lambda {params.lambda_:g}"
+        how = "glass_refine true" if params.refine else f"glass_method {params.method!r}"
+        lambda_ = "" if params.lambda_ is None else f" and lambda {params.lambda_:g}"
         return f"no KL was measured for glass_profile {params.profile!r} with {how}{lambda_}"
 
 

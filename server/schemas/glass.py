@@ -35,7 +35,8 @@ class GlassFields(BaseModel):
         None,
         alias="lambda",
         description="Weight of the model's own neuron ranking against this prompt's: 0 looks at the prompt only, "
-        "1 ignores it. Default: the header X-Glass-Lambda, else the server's setting, else the budget profile's.",
+        "1 ignores it. Default: the header X-Glass-Lambda, else the server's setting, else the budget profile's; for "
+        "refined answers 1 by default, where anything less costs quality.",
     )
     glass_method: Method | None = Field(
         None, description="How neurons are chosen. Default: the server's setting. `dense` chooses none."

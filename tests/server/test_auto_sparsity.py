@@ -60,6 +60,9 @@ async def post(
         ({}, {"glass_sparsity": 0.3}, {}, (0.3, True, None, 0.065)),
         ({}, {"glass_sparsity": 0.5}, {}, (0.5, True, None, None)),
         ({}, {"glass_sparsity": 0.3, "lambda": 0.5}, {}, (0.3, False, None, None)),
+        ({}, {"glass_sparsity": 0.3, "lambda": 0.5, "glass_refine": True}, {}, (0.3, True, None, None)),
+        ({}, {"glass_sparsity": 0.3, "lambda": 1, "glass_refine": True}, {}, (0.3, True, None, 0.065)),
+        ({}, {"lambda": 1, "glass_refine": True}, {}, (0.21, True, 0.02, 0.02)),
         ({}, {"glass_sparsity": 0}, {}, (0.0, False, None, 0.0)),
         ({"default_sparsity": 0.3}, {}, {}, (0.3, True, None, 0.065)),
     ],
@@ -87,6 +90,12 @@ async def test_what_runs(
         ({"glass_sparsity": 0.5, "glass_max_kl": 0.1}, MEASURED, "glass_max_kl", "glass_sparsity 'auto'"),
         ({"glass_sparsity": "auto"}, FAKE_INFO, "glass_sparsity", "no expected KL"),
         ({"glass_sparsity": "auto", "lambda": 0.5}, MEASURED, "glass_sparsity", "'a_glass' and lambda 0.5"),
+        (
+            {"glass_sparsity": "auto", "lambda": 0.5, "glass_refine": True},
+            MEASURED,
+            "glass_sparsity",
+            "glass_refine true and lambda 0.5",
+        ),
         ({"glass_sparsity": "auto", "glass_method": "griffin"}, MEASURED, "glass_sparsity", "'griffin'"),
         (
             {"glass_sparsity": "auto", "glass_profile": "other", "glass_refine": True},

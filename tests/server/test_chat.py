@@ -297,6 +297,33 @@ async def test_refinement_is_the_default_where_nothing_speaks_against_it(
     assert engine.requests[0].sparsity.refine is expected
 
 
+@pytest.mark.parametrize(
+    ("settings", "fields", "expected"),
+    [
+        ({}, {}, (True, None)),
+        ({}, {"lambda": 0.5}, (False, 0.5)),  # ranked statically
+        ({}, {"lambda": 0.5, "glass_refine": True}, (True, 0.5)),
+        ({"default_lambda": 0.3}, {}, (False, 0.3)),
+        ({"default_lambda": 0.3}, {"glass_refine": True}, (True, None)),  # the server's is for static rankings
+        ({"default_lambda": 0.3}, {"lambda": 0.5, "glass_refine": True}, (True, 0.5)),
+    ],
+)
+async def test_refined_answers_take_a_lambda_of_the_requests_own(
+    text: TextProcessor,
+    engine: FakeEngineClient,
+    settings: dict[str, Any],
+    fields: dict[str, Any],
+    expected: tuple[bool, float | None],
+) -> None:
+    engine.info = REFINABLE
+    transport = httpx.ASGITransport(create_app(Settings(**settings), engine, text))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post(CHAT, json={**HELLO, "glass_sparsity": 0.5, **fields})
+    params, report = engine.requests[0].sparsity, response.json()["glass"]
+    assert (params.refine, params.lambda_) == expected
+    assert (report["refine"], report["lambda"]) == (expected[0], 1.0 if expected[1] is None else expected[1])
+
+
 async def test_without_thresholds_nothing_is_refined_by_default(
     client: httpx.AsyncClient, engine: FakeEngineClient
 ) -> None:
