@@ -27,7 +27,7 @@ from glass_core.sparsity.refinement import Refinement
 from glass_core.sparsity.refinement_table import RefinementTable
 
 DEFAULT_LAMBDA = 1.0
-# Far below any gate that is ever open: E|g| of a neuron that matters is around 0.1.
+# Below every E|g| of SmolLM2 (the smallest is 2e-5, the median 0.2): it is there for neurons that never open.
 GATE_FLOOR = 1e-6
 NUM_REMEMBERED_REFINEMENTS = 64
 _HOW_TO_MEASURE = "`glass calibrate MODEL` measures it"
@@ -91,11 +91,11 @@ class Refiner:
         """
         self.check(params)
         refinement, lambda_ = self._refinements(params.profile, params.sparsity), refined_lambda(params)
-        if lambda_ < 1.0:
-            gates = _prompt_gates(local)
-            lambda_, refinement = (
-                (1.0, refinement) if gates is None else (lambda_, self._mixed(refinement, gates, lambda_))
-            )
+        gates = _prompt_gates(local) if lambda_ < 1.0 else None
+        if gates is None:
+            lambda_ = 1.0
+        else:
+            refinement = self._mixed(refinement, gates, lambda_)
         return SparsityPlan(
             method=params.method,
             profile=params.profile,

@@ -70,7 +70,7 @@ class GlassReport(BaseModel):
         description="share of neurons left out, differs from the requested one by rounding; refined: share of the "
         "feed-forward weights that the decoded tokens did not read"
     )
-    lambda_: float | None = Field(alias="lambda", description="null where nothing was fused")
+    lambda_: float | None = Field(alias="lambda", description="null where the method fuses nothing")
     profile: str
     refine: bool = Field(description="whether each token chose its own neurons")
     ffn_flops_saved_ratio: float = Field(description="share of the feed-forward FLOPs saved, prefill included")
