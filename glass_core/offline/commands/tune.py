@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sparsities", type=float, nargs="+", default=[0.2, 0.35, 0.5], help="tuned at these (default: 0.2 0.35 0.5)"
     )
-    parser.add_argument("--steps", type=int, default=4, help="of refinement, at most (default: 4)")
+    parser.add_argument("--steps", type=int, default=2, help="of refinement, at most (default: 2)")
     parser.add_argument("--static-steps", type=int, default=30, help="of static pruning, at most (default: 30)")
     parser.add_argument("--rate", type=float, default=0.3, help="share of a Newton step in refinement (default: 0.3)")
     parser.add_argument(

@@ -91,10 +91,8 @@ class TextBatch:
     @torch.no_grad()
     def measure(self, logs: Tensor, shifts: Tensor, reads: float, *, width: float) -> Measured:
         """Under thresholds exp(logs + shift), `logs` (stages, num_layers), `shifts` (num_texts,)."""
-        ffn = self._ffn(self._thresholds(logs, shifts), width)
-        hidden = torch.split(self._forward(ffn), self._lengths)
-        kl = [self._kl(text, own).mean() for text, own in zip(self._texts, hidden, strict=True)]
-        return Measured(torch.stack(kl), ffn.reads, _moves(ffn, reads))
+        ffn, hidden = self._run(logs, shifts, width)
+        return self._measured(ffn, hidden, reads)
 
     def differentiate(self, logs: Tensor, shifts: Tensor, reads: float, *, width: float) -> Measured:
         """As `measure`, with gradients and curvatures."""
@@ -113,17 +111,28 @@ class TextBatch:
             curvatures(relative, ffn.slopes),
         )
 
+    @torch.no_grad()
     def at_reads(
         self, logs: Tensor, shifts: Tensor, reads: float, *, width: float, max_rounds: int = _MAX_ROUNDS
     ) -> tuple[Measured, Tensor]:
         """Measured where every text reads what was asked within a thousandth (a few rounds), and the shifts."""
-        measured = self.measure(logs, shifts, reads, width=width)
+        ffn, hidden = self._run(logs, shifts, width)
         for _ in range(max_rounds - 1):
-            if float((measured.reads - reads).abs().max()) <= _TOLERANCE:
+            if float((ffn.reads - reads).abs().max()) <= _TOLERANCE:
                 break
-            shifts = shifts + measured.moves
-            measured = self.measure(logs, shifts, reads, width=width)
-        return measured, shifts
+            shifts = shifts + _moves(ffn, reads)
+            ffn, hidden = self._run(logs, shifts, width)
+        return self._measured(ffn, hidden, reads), shifts
+
+    def _run(self, logs: Tensor, shifts: Tensor, width: float) -> tuple[CascadeFfn, Tensor]:
+        """What was read, and the final hidden states; predictions cost half as much again and are made when wanted."""
+        ffn = self._ffn(self._thresholds(logs, shifts), width)
+        return ffn, self._forward(ffn)
+
+    def _measured(self, ffn: CascadeFfn, hidden: Tensor, reads: float) -> Measured:
+        parts = torch.split(hidden, self._lengths)
+        kl = [self._kl(text, own).mean() for text, own in zip(self._texts, parts, strict=True)]
+        return Measured(torch.stack(kl), ffn.reads, _moves(ffn, reads))
 
     def _thresholds(self, logs: Tensor, shifts: Tensor) -> Tensor:
         return (logs[None] + shifts[:, None, None]).float()

@@ -49,7 +49,7 @@ class TuningSettings:
     text: TextSettings = field(default_factory=TextSettings)
     sparsities: tuple[float, ...] = (0.2, 0.35, 0.5)
     aggregator: str = "conicgrad"
-    num_steps: int = 4
+    num_steps: int = 2
     rate: float = 0.3
     evaluate_every: int = 1
     patience: int = 2
