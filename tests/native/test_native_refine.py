@@ -265,6 +265,7 @@ def work_of(header: ImageHeader, plan: SparsityPlan) -> tuple[int, int]:
 def test_one_token_is_counted_to_the_byte(image_format: str, tmp_path: Path) -> None:
     header = make_header(ODD_SIZES, tmp_path, image_format)
     native = NativeHarness(header)
+    native.runner._open().force_ffn_path("union_list")
     for pool in (full_pool(header.spec), (50, 200, 1)):
         plan = far_from_thresholds(header.spec, pool)
         flops, num_bytes = work_of(header, plan)

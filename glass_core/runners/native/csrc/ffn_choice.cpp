@@ -30,6 +30,11 @@ float FfnChoice::break_even(int32_t num_rows) const {
     return points_.back().density;
 }
 
+bool FfnChoice::all_inputs(int32_t kept, int32_t hidden_size) const {
+    if (forced_ != FfnPath::cheapest) return forced_ == FfnPath::all_neurons;
+    return static_cast<float>(kept) > kInputsBreakEven * static_cast<float>(hidden_size);
+}
+
 bool FfnChoice::all_neurons(int32_t num_rows, int32_t kept, int32_t intermediate_size) const {
     if (forced_ != FfnPath::cheapest) return forced_ == FfnPath::all_neurons;
     return kept == intermediate_size ||

@@ -10,6 +10,10 @@
 
 namespace glass {
 
+// Above this density all columns of up_proj are read: they lie one after the other, and the processor fetches ahead of
+// whoever reads on better than around gaps.
+inline constexpr float kInputsBreakEven = 0.6f;
+
 enum class FfnPath : uint8_t { cheapest, union_list, all_neurons };
 
 // With `num_rows` tokens, unions of more than `density` of a layer's neurons are cheaper computed as a whole.
@@ -31,6 +35,9 @@ public:
 
     // Whether to compute all `intermediate_size` neurons where `kept` of them are wanted by some row.
     bool all_neurons(int32_t num_rows, int32_t kept, int32_t intermediate_size) const;
+
+    // The same of inputs and their columns of up_proj.
+    bool all_inputs(int32_t kept, int32_t hidden_size) const;
 
 private:
     std::vector<BreakEven> points_;

@@ -90,7 +90,7 @@ NeuronRange InputStage::narrow(Own& own, const TokenTile& tile, int32_t num_refi
     uint32_t* any = own.any.data();
     std::memcpy(any, own.marks.data(), sizeof(uint32_t) * static_cast<size_t>(words));
     for (int32_t i = words; i < num_refined * words; ++i) any[i % words] |= own.marks.data()[i];
-    if (choice_.all_neurons(num_refined, count_marks(any, num_own), num_own)) return all;
+    if (choice_.all_inputs(count_marks(any, num_own), num_own)) return all;
     float* values = own.values.data();
     for (int32_t t = 0; t < num_refined; ++t, values += num_own) kernels_.gather_marked(any, num_own, values, values);
     return {own.list.data(), kernels_.gather_marked(any, num_own, own.inputs.data(), own.list.data())};
