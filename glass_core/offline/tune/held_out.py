@@ -5,6 +5,7 @@ the bootstrap interval, over texts, of the difference of log KL.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -70,6 +71,18 @@ def gains(tuned: HeldOut, default: HeldOut) -> list[Gain]:
     ends = ((1.0 - LEVEL) / 2.0, (1.0 + LEVEL) / 2.0)
     rows = [*zip(values, resampled, strict=True), (values.mean(), resampled.mean(axis=0))]
     return [Gain(float(value), *np.quantile(row, ends).tolist()) for value, row in rows]
+
+
+def decision_to_json_object(tuned: HeldOut, default: HeldOut, *, tuned_wins: bool) -> dict[str, Any]:
+    """What was decided on these, for a result file."""
+    return {
+        "default_kl": default.by_sparsity(),
+        "tuned_kl": tuned.by_sparsity(),
+        "gains": [gain.to_json_object() for gain in gains(tuned, default)],
+        "num_texts": len(default.num_tokens),
+        "num_tokens": int(default.num_tokens.sum()),
+        "tuned_wins": tuned_wins,
+    }
 
 
 def is_better(tuned: HeldOut, default: HeldOut) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from glass_core.offline.progress import Progress
 from glass_core.offline.tune.domains import DOMAINS, TuningText, TuningTexts
-from glass_core.offline.tune.held_out import HeldOut, gains, is_better
+from glass_core.offline.tune.held_out import HeldOut, decision_to_json_object, is_better
 from glass_core.offline.tune.offsets import FloatArray
 from glass_core.offline.tune.settings import TuningSettings
 from glass_core.offline.tune.static_descent import StaticSearch, StaticState, static_kl
@@ -62,14 +62,7 @@ class StaticOutcome:
             "best_num_steps": self.state.num_best_steps,
             "prune_weights": best.prune_weights,
             "lambdas": best.lambdas,
-            "deciding": {
-                "default_kl": self.default.by_sparsity(),
-                "tuned_kl": self.tuned.by_sparsity(),
-                "gains": [gain.to_json_object() for gain in gains(self.tuned, self.default)],
-                "num_texts": len(self.default.num_tokens),
-                "num_tokens": int(self.default.num_tokens.sum()),
-                "tuned_wins": self.wins,
-            },
+            "deciding": decision_to_json_object(self.tuned, self.default, tuned_wins=self.wins),
         }
 
 

@@ -29,7 +29,7 @@ from glass_core.offline.tune.domains import (
     max_prompt_tokens,
     split_texts,
 )
-from glass_core.offline.tune.held_out import HeldOut, evaluate, gains, is_better
+from glass_core.offline.tune.held_out import HeldOut, decision_to_json_object, evaluate, is_better
 from glass_core.offline.tune.importance import measure_importance
 from glass_core.offline.tune.objectives import TextBatch, read_densely
 from glass_core.offline.tune.offsets import FloatArray, log_thresholds, no_offsets, place
@@ -82,14 +82,7 @@ class Outcome:
             "stopping": [_curve_point(item) for item in self.state.evaluations],
             "best_num_steps": self.state.num_best_steps,
             "offsets": self.offsets.tolist(),
-            "deciding": {
-                "default_kl": self.default.by_sparsity(),
-                "tuned_kl": self.tuned.by_sparsity(),
-                "gains": [gain.to_json_object() for gain in gains(self.tuned, self.default)],
-                "num_texts": len(self.default.num_tokens),
-                "num_tokens": int(self.default.num_tokens.sum()),
-                "tuned_wins": self.refinement_wins,
-            },
+            "deciding": decision_to_json_object(self.tuned, self.default, tuned_wins=self.refinement_wins),
             "static": self.static.to_json_object(settings),
         }
 

@@ -114,15 +114,14 @@ FfnWork FfnStep::work(const ModelWeights& weights) const {
 }
 
 FfnWork FfnStep::cascade_work(const ModelWeights& weights) const {
-    FfnParts shared;
-    for (const Scratch& scratch : scratch_) shared.add(scratch.executed);
-    FfnParts rows = shared, columns = shared;
-    columns.up = 0;
-    columns.add(inputs_.executed());
-    FfnParts read = columns;
-    read.up = shared.up;
+    FfnParts plain;
+    for (const Scratch& scratch : scratch_) plain.add(scratch.executed);
+    FfnParts refined = plain, read = plain;
+    refined.up = 0;
+    refined.add(inputs_.executed());
+    read.add(inputs_.executed());
     const FfnWeights& ffn = weights.layers.front().ffn;  // all layers have the same sizes
-    return {all_refined_ ? 0 : rows.weights(shape_), columns.weights(shape_), read.bytes(ffn)};
+    return {all_refined_ ? 0 : plain.weights(shape_), refined.weights(shape_), read.bytes(ffn)};
 }
 
 float* FfnStep::partial_row(int32_t thread, int32_t token) {

@@ -50,7 +50,7 @@ void InputStage::run(const FfnWeights& ffn, const TokenTile& tile, Activations& 
         if (places_[static_cast<size_t>(token)] >= 0) choose(own, tile, token, x.values(token), counts);
     }
     const NeuronRange kept = narrow(own, tile, num_refined);
-    auto* to = const_cast<float*>(sums(tile.thread, 0));
+    float* to = sums_.data() + sums_at(tile.thread, 0);
     std::fill_n(to, static_cast<size_t>(num_refined) * static_cast<size_t>(neurons_padded_), 0.0f);
     kernels_.accumulate_down(ffn.inputs, kept.index, kept.count, own.values.data(), static_cast<size_t>(num_own),
                              num_refined, to, static_cast<size_t>(neurons_padded_));
@@ -96,15 +96,15 @@ NeuronRange InputStage::narrow(Own& own, const TokenTile& tile, int32_t num_refi
     return {own.list.data(), kernels_.gather_marked(any, num_own, own.inputs.data(), own.list.data())};
 }
 
-const float* InputStage::sums(int32_t thread, int32_t place) const {
-    return sums_.data() + (static_cast<size_t>(thread) * max_refined_ + static_cast<size_t>(place)) *
-                              static_cast<size_t>(neurons_padded_);
+size_t InputStage::sums_at(int32_t thread, int32_t place) const {
+    const size_t row = static_cast<size_t>(thread) * max_refined_ + static_cast<size_t>(place);
+    return row * static_cast<size_t>(neurons_padded_);
 }
 
 void InputStage::gather(int32_t token, const NeuronRange& neurons, float* up) const {
     std::fill_n(up, neurons.count, 0.0f);
     for (size_t thread = 0; thread < own_.size(); ++thread) {
-        const float* from = sums(static_cast<int32_t>(thread), places_[static_cast<size_t>(token)]);
+        const float* from = sums_.data() + sums_at(static_cast<int32_t>(thread), places_[static_cast<size_t>(token)]);
         for (int32_t i = 0, count = 0; i < neurons.count; i += count) {
             count = std::min(kGroup, neurons.count - i);
             if (whole_group(neurons.index + i, count)) {

@@ -56,7 +56,7 @@ private:
     };
     void choose(Own& own, const TokenTile& tile, int32_t token, const float* x, CascadeCounts& counts);
     NeuronRange narrow(Own& own, const TokenTile& tile, int32_t num_refined) const;
-    const float* sums(int32_t thread, int32_t place) const;
+    size_t sums_at(int32_t thread, int32_t place) const;
 
     const ModelShape& shape_;
     const Kernels& kernels_;
