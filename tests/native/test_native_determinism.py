@@ -102,4 +102,4 @@ def test_bits_are_those_of_a_number_of_threads(variant: Variant, image_format: s
     header = make_header(variant, tmp_path, image_format)
     answers = [NativeHarness(header, num_threads=threads).feed([PROMPT, *singles(ANSWER)]) for threads in (2, 2, 3)]
     np.testing.assert_array_equal(answers[0], answers[1])
-    np.testing.assert_allclose(answers[2], answers[0], rtol=0, atol=0.1)
+    np.testing.assert_allclose(answers[2], answers[0], rtol=0, atol=0.2)

@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "elementwise.h"
 #include "rows.h"
+#include "thread_pool.h"
 
 namespace glass {
 
@@ -14,8 +16,11 @@ InputStage::InputStage(const ModelShape& shape, const Kernels& kernels, const Ff
       choice_(choice),
       neurons_padded_(padded(shape.intermediate_size)),
       own_(static_cast<size_t>(num_threads)) {
-    for (int32_t input = 0; input < shape.hidden_size; ++input) {
-        own_[static_cast<size_t>(input / kGroup % num_threads)].inputs.push_back(input);
+    for (int32_t thread = 0; thread < num_threads; ++thread) {
+        const auto [first, last] = share(shape.hidden_size, kGroup, thread, num_threads);
+        std::vector<int32_t>& inputs = own_[static_cast<size_t>(thread)].inputs;
+        inputs.resize(static_cast<size_t>(last - first));
+        std::iota(inputs.begin(), inputs.end(), first);
     }
 }
 

@@ -1,7 +1,7 @@
 // The first stage of cascades (refinement.h): u of refined tokens, from the columns of up_proj of the inputs they keep.
 //
-// Groups of 32 inputs, which share scales, are dealt to the threads in turn. Every thread adds up its own inputs for all
-// neurons, and whoever needs u adds the threads' sums in order.
+// Every thread owns groups of 32 inputs, which share scales, and adds them up for all neurons; whoever needs u adds the
+// threads' sums in order.
 #pragma once
 
 #include <cstdint>

@@ -1,16 +1,18 @@
 // Pruned views: a plan's neurons as index lists over the one weight image, nothing copied.
 //
-// Neurons are walked in groups of 32 that share down scales. Group g belongs to thread g % threads, and a thread walks
-// its groups in ascending order, some chunks of kGroupsPerChunk at a time: a row's sums are then added in the same order
+// Neurons are walked in groups of 32 that share down scales. Every thread owns groups that follow each other and walks
+// them in ascending order, some chunks of kGroupsPerChunk at a time: a row's sums are then added in the same order
 // whatever else is in the step.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
 #include <vector>
 
 #include "model.h"
+#include "thread_pool.h"
 
 namespace glass {
 
@@ -30,11 +32,9 @@ public:
     // Calls fn(group) for the groups of a chunk, ascending.
     template <typename Fn>
     void for_groups(int32_t chunk, Fn&& fn) const {
-        const int32_t thread = chunk / chunks_per_thread_, first = chunk % chunks_per_thread_ * kGroupsPerChunk;
-        for (int32_t i = first; i < first + kGroupsPerChunk; ++i) {
-            const int32_t group = thread + i * num_threads_;
-            if (group < num_groups_) fn(group);
-        }
+        const Share own = share(num_groups_, 1, chunk / chunks_per_thread_, num_threads_);
+        const int32_t first = own.first + chunk % chunks_per_thread_ * kGroupsPerChunk;
+        for (int32_t group = first; group < std::min(first + kGroupsPerChunk, own.last); ++group) fn(group);
     }
 
 private:

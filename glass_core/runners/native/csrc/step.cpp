@@ -22,13 +22,6 @@ ModelShape checked(const ModelShape& shape) {
     return shape;
 }
 
-// Thread `thread`'s part of `count`, in whole multiples of `unit`.
-std::pair<int32_t, int32_t> share(int32_t count, int32_t unit, int thread, int num_threads) {
-    const int64_t units = (count + unit - 1) / unit;
-    const auto bound = [&](int64_t i) { return static_cast<int32_t>(std::min<int64_t>(units * i / num_threads * unit, count)); };
-    return {bound(thread), bound(thread + 1)};
-}
-
 [[noreturn]] void refuse_row(size_t row, const std::string& problem) {
     throw std::invalid_argument("row " + std::to_string(row) + ": " + problem);
 }

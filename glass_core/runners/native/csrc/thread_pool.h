@@ -5,6 +5,7 @@
 // takes the slot of one that the kernel has not let run yet: on a busy box nobody waits for a sleeper with nothing to do.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <exception>
@@ -13,6 +14,20 @@
 #include <vector>
 
 namespace glass {
+
+// What one thread has of something countable: [first, last).
+struct Share {
+    int32_t first;
+    int32_t last;
+};
+
+// Thread `thread`'s part of `count`, in whole multiples of `unit`: threads have parts that follow each other, because
+// memory is read faster in long pieces.
+inline Share share(int32_t count, int32_t unit, int thread, int num_threads) {
+    const int64_t units = (count + unit - 1) / unit;
+    const auto bound = [&](int64_t i) { return static_cast<int32_t>(std::min<int64_t>(units * i / num_threads * unit, count)); };
+    return {bound(thread), bound(thread + 1)};
+}
 
 class ThreadPool {
 public:

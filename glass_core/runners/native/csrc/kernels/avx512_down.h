@@ -89,7 +89,7 @@ inline void load_quad(const Group512& group, int32_t quad, int32_t at, __m512i o
     __m512i columns[4], bytes[N];
     for (int i = 0; i < 4; ++i) {
         columns[i] = load_column<F, V>(group.columns[4 * quad + i] + at);
-        _mm_prefetch(reinterpret_cast<const char*>(group.ahead[4 * quad + i] + at), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(group.ahead[4 * quad + i] + at), _MM_HINT_T1);
     }
     interleave4<N>(columns, bytes);
     for (int j = 0; j < N; ++j) {
@@ -257,8 +257,8 @@ inline void down_many(const Group512& group, int32_t h, const Z512* z, int32_t a
 template <Format F, int V>
 inline void prefetch_scales(const Group512& group, int32_t h) {
     for (int at = 0; at < 16 * V; at += 32) {
-        _mm_prefetch(reinterpret_cast<const char*>(group.d_ahead + h + at), _MM_HINT_T0);
-        if constexpr (F == Format::q4) _mm_prefetch(reinterpret_cast<const char*>(group.m_ahead + h + at), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(group.d_ahead + h + at), _MM_HINT_T1);
+        if constexpr (F == Format::q4) _mm_prefetch(reinterpret_cast<const char*>(group.m_ahead + h + at), _MM_HINT_T1);
     }
 }
 

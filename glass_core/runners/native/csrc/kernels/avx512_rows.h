@@ -10,12 +10,9 @@ namespace {
 
 inline constexpr int32_t kFewRows = 8;
 
-// Prefetch distances, measured. Rows that follow each other: in bytes. Rows of a list: in rows too, because a record's
-// size is often a multiple of 1024, so that few sets of the first-level cache hold all gate rows; and shorter where
-// the list has gaps.
-inline constexpr int32_t kBytesAhead = 12288;
-inline constexpr int32_t kListedAhead = 24;
-inline constexpr int32_t kGatheredAhead = 16;
+// How far to prefetch, into the second-level cache: what goes to the first waits for one of its few places for misses, and
+// rows of a list then come half as fast.
+inline constexpr int32_t kBytesAhead = 8192;
 
 // v holds 8 pieces of 4 qwords, two a vector. Afterwards v[j] holds qword {0, 2, 1, 3}[j] of all, in the order
 // of pieces 0, 2, 1, 3, 4, 6, 5, 7.
@@ -250,16 +247,7 @@ inline void add_tail(const uint8_t* const* rows, int32_t chunk, const Rows512& a
 inline void prefetch_row(const uint8_t* row, int32_t bytes) {
     const char* end = reinterpret_cast<const char*>(row + bytes);
     const char* line = reinterpret_cast<const char*>(row - reinterpret_cast<uintptr_t>(row) % 64);
-    for (; line < end; line += 64) _mm_prefetch(line, _MM_HINT_T0);
-}
-
-// How many rows ahead to prefetch from row i on.
-inline int32_t rows_ahead(const int32_t* index, int32_t i, int32_t n, int32_t row_bytes) {
-    const int32_t most = kBytesAhead / row_bytes + 1;
-    if (index == nullptr) return most;
-    const bool gaps = i + 15 < n && index[i + 15] - index[i] != 15;
-    const int32_t listed = gaps ? kGatheredAhead : kListedAhead;
-    return listed < most ? listed : most;
+    for (; line < end; line += 64) _mm_prefetch(line, _MM_HINT_T1);
 }
 
 inline size_t dot_few_scratch(int32_t groups, int32_t num_rows) {
@@ -272,6 +260,7 @@ template <Format F>
 void dot_few(const RowsView& rows, const int32_t* index, int32_t first, int32_t n, const Rows512& a, float* out,
              size_t out_stride, void* scratch) {
     const int32_t whole = a.groups / 16, row_bytes = a.groups * (F == Format::q4 ? 20 : 34);
+    const int32_t rows_ahead = kBytesAhead / row_bytes + 1;
     ArrangedBlock* x = static_cast<ArrangedBlock*>(scratch);
     float* partials = reinterpret_cast<float*>(x + static_cast<size_t>(a.x.num_rows) * whole);
     float* totals = partials + static_cast<size_t>(a.x.num_rows) * 256;
@@ -282,9 +271,8 @@ void dot_few(const RowsView& rows, const int32_t* index, int32_t first, int32_t 
         const int32_t count = n - i < 16 ? n - i : 16;
         const uint8_t* row[16];
         for (int32_t r = 0; r < 16; ++r) row[r] = row_at(rows, index, first, i + (r < count ? r : count - 1));
-        const int32_t distance = rows_ahead(index, i, n, row_bytes);
         for (int32_t r = 0; r < count; ++r) {
-            const int32_t ahead = i + r + distance;
+            const int32_t ahead = i + r + rows_ahead;
             if (ahead < n) prefetch_row(row_at(rows, index, first, ahead), row_bytes);
             dot_blocks<F>(row[r], a, x, partials + 16 * r);
         }
