@@ -91,7 +91,7 @@ def test_the_bytes_of_a_refined_answer_are_those_its_cascade_counts(model_dir: P
     assert again.planned_ffn_bytes == decoded.planned_ffn_bytes
     assert refined.needed.ffn_bytes == round(decoded.planned_ffn_bytes) <= refined.traffic.ffn_bytes
     assert refined.ffn_reads is not None
-    # natively records are padded and scale vectors shared by 32 neurons
+    # natively rows are padded and scale vectors shared by 32 neurons
     share = refined.needed.ffn_bytes / dense.needed.ffn_bytes
     assert share == pytest.approx(refined.ffn_reads, abs=0.15 if runner == "native" else 1e-4)
 

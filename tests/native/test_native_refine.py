@@ -13,7 +13,6 @@ from glass_core.errors import EngineFailureError
 from glass_core.models.spec import ModelSpec
 from glass_core.runners.base import RowResult, StepRow
 from glass_core.runners.native.image import ImageHeader
-from glass_core.runners.native.packing import row_bytes
 from glass_core.runners.native.scoring import ForcedText, NativeRowScorer, NativeScorer
 from glass_core.runners.native.types import Floats
 from glass_core.sparsity.plan import SparsityPlan
@@ -246,15 +245,14 @@ def work_of(header: ImageHeader, plan: SparsityPlan) -> tuple[int, int]:
     """FLOPs and bytes of one token under a plan of `far_from_thresholds`."""
     spec, refinement = header.spec, plan.refinement
     assert refinement is not None
-    gate_bytes, weights, num_bytes = row_bytes(KINDS[header.format], spec.hidden_size), 0, 0  # type: ignore[arg-type]
+    weights = num_bytes = 0
     for layer, pool in enumerate(plan.neurons):
         inputs = np.flatnonzero(refinement.weights.inputs[layer])
         gated = pool[refinement.weights.up[layer][pool] > 0]
         summed = gated[refinement.weights.down[layer][gated] > 0]
-        columns, records = (header.tensors[f"layers.{layer}.{name}"] for name in ("inputs", "neurons"))
         weights += spec.intermediate_size * len(inputs) + spec.hidden_size * (len(gated) + len(summed))
-        num_bytes += columns.row_bytes * len(inputs)
-        num_bytes += gate_bytes * len(gated) + (records.row_bytes - gate_bytes) * len(summed)
+        for name, kept in (("inputs", inputs), ("gate", gated), ("down", summed)):
+            num_bytes += header.tensors[f"layers.{layer}.{name}"].row_bytes * len(kept)
         for name, kept in (("input_scales", inputs), ("down_scales", summed)):
             scales = header.tensors.get(f"layers.{layer}.{name}")
             num_bytes += 0 if scales is None else scales.row_bytes * len(np.unique(kept // 32))

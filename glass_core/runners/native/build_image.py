@@ -19,7 +19,6 @@ from glass_core.runners.native.packing import (
     Kind,
     pack_column_scales,
     pack_columns,
-    pack_neurons,
     pack_rows,
     padded,
 )
@@ -75,7 +74,8 @@ def _layer_names(spec: ModelSpec, image_format: str) -> list[str]:
         "up": True,
         "inputs": True,
         "input_scales": image_format != "bf16",
-        "neurons": True,
+        "gate": True,
+        "down": True,
         "down_scales": image_format != "bf16",
         "gate_bias": spec.mlp_bias,
         "up_bias": spec.mlp_bias,
@@ -104,7 +104,9 @@ ROWS: Mapping[str, tuple[str, ...]] = {
     "qkv": tuple(f"{name}.weight" for name in _QKV),
     "o": ("self_attn.o_proj.weight",),
     "up": ("mlp.up_proj.weight",),
+    "gate": ("mlp.gate_proj.weight",),
 }
+DOWN = "mlp.down_proj.weight"
 
 
 class _Builder:
@@ -134,12 +136,15 @@ class _Builder:
 
     def _layer(self, prefix: str) -> Iterator[str]:
         for name in _layer_names(self._source.spec, "bf16"):  # scales come with their columns
-            if name == "neurons":
-                yield from self._neurons(prefix)
-            elif name == "up":
-                yield from self._up(prefix)
+            if name in ("up", "gate"):
+                blocks = self._in_kind(prefix + ROWS[name][0], self._kind)
+                yield self._add_rows(prefix + name, blocks)
+                if name == "up":
+                    yield from self._columns(prefix, "inputs", "input_scales", blocks)
             elif name == "inputs":
                 continue  # came with up
+            elif name == "down":
+                yield from self._columns(prefix, name, "down_scales", self._in_kind(prefix + DOWN, self._kind))
             elif name in ROWS:
                 parts = tuple(prefix + part for part in ROWS[name])
                 yield self._add_rows(prefix + name, self._matrix(parts, self._kind))
@@ -183,26 +188,13 @@ class _Builder:
             blocks = quantize.nearest(self._source.values(part), kind)
         return blocks
 
-    def _up(self, prefix: str) -> Iterator[str]:
-        """By rows and by columns; of the image's own kind, as the records are."""
-        up = self._in_kind(prefix + ROWS["up"][0], self._kind)
-        yield self._add_rows(f"{prefix}up", up)
-        columns, outputs = pack_columns(up), padded(up.shape[0])
-        self._writer.add(f"{prefix}inputs", "columns", columns, shape=up.shape[::-1], padded_cols=outputs)
-        yield f"{prefix}inputs"
-        yield from self._add_column_scales(f"{prefix}input_scales", up)
-
-    def _neurons(self, prefix: str) -> Iterator[str]:
-        gate, down = (self._in_kind(f"{prefix}mlp.{name}_proj.weight", self._kind) for name in ("gate", "down"))
-        hidden = padded(gate.shape[1])
-        records = pack_neurons(gate, down)
-        self._writer.add(f"{prefix}neurons", "neurons", records, shape=gate.shape, padded_cols=hidden)
-        yield f"{prefix}neurons"
-        yield from self._add_column_scales(f"{prefix}down_scales", down)
-
-    def _add_column_scales(self, name: str, blocks: Blocks) -> Iterator[str]:
+    def _columns(self, prefix: str, name: str, scales_name: str, blocks: Blocks) -> Iterator[str]:
+        shape, outputs = blocks.shape[::-1], blocks.shape[0]
+        self._writer.add(prefix + name, "columns", pack_columns(blocks), shape=shape, padded_cols=padded(outputs))
+        yield prefix + name
         if self._kind == "bf16":
             return
-        scales, outputs = pack_column_scales(blocks), blocks.shape[0]
-        self._writer.add(name, "column_scales", scales, shape=(len(scales), outputs), padded_cols=padded(outputs))
-        yield name
+        scales = pack_column_scales(blocks)
+        shape = (len(scales), outputs)
+        self._writer.add(prefix + scales_name, "column_scales", scales, shape=shape, padded_cols=padded(outputs))
+        yield prefix + scales_name

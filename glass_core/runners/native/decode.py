@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from glass_core.runners.native.build_image import FORMAT_KINDS, ROWS, VECTORS
+from glass_core.runners.native.build_image import DOWN, FORMAT_KINDS, ROWS, VECTORS
 from glass_core.runners.native.image import ImageHeader, ImageTensor, map_payload
-from glass_core.runners.native.packing import Bytes, Floats, Kind, unpack_neurons, unpack_rows
+from glass_core.runners.native.packing import Bytes, Floats, Kind, unpack_columns, unpack_rows
 
 _ROW_KINDS: dict[str, Kind] = {"rows_q4": "q4", "rows_q8": "q8", "rows_bf16": "bf16"}
 _TOP = {"embed_tokens": "embed_tokens.weight", "lm_head": "lm_head.weight", "norm": "norm.weight"}
@@ -17,7 +17,7 @@ def decode_image(header: ImageHeader) -> Iterator[tuple[str, Floats]]:
     """(canonical name, float32 tensor) of every tensor of the model, one image tensor at a time."""
     payload = map_payload(header)
     for name, tensor in header.tensors.items():
-        if tensor.kind not in ("columns", "column_scales"):  # up_proj a second time; scales come with the neurons
+        if tensor.kind != "column_scales" and not name.endswith("inputs"):  # with their columns; up_proj once more
             yield from _decode(header, payload, name, tensor)
 
 
@@ -25,12 +25,10 @@ def _decode(header: ImageHeader, payload: Bytes, name: str, tensor: ImageTensor)
     raw = _rows(payload, tensor)
     layer, part = name.rpartition(".")[0], name.rpartition(".")[2]
     prefix = f"{layer}." if layer else ""
-    if tensor.kind == "neurons":
+    if tensor.kind == "columns":
         scales = header.tensors.get(f"{prefix}down_scales")
         planes = None if scales is None else _rows(payload, scales)
-        blocks = unpack_neurons(raw, planes, FORMAT_KINDS[header.format], tensor.shape[1])
-        for projection, block in zip(("gate", "down"), blocks, strict=True):
-            yield f"{prefix}mlp.{projection}_proj.weight", block.decode()
+        yield prefix + DOWN, unpack_columns(raw, planes, FORMAT_KINDS[header.format], tensor.shape[1]).decode()
         return
     values = _values(raw, tensor)
     if not prefix:

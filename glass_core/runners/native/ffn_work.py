@@ -1,8 +1,8 @@
 """How much FFN work a step over given neurons is, from a weight image's real sizes.
 
 One place for the count that the extension makes of what it executed, the count of what a plan alone would take, and
-the bench's rooflines. Bytes are those of the neurons' up rows and records, and of the scale vectors of every group of
-32 neurons that has one of them, padding included. Without refinement up_proj's columns are not read.
+the bench's rooflines. Bytes are those of the neurons' rows of up and gate and columns of down, and of the scale vectors
+of every group of 32 neurons that has one of them, padding included. Without refinement up_proj's columns are not read.
 """
 
 from collections.abc import Sequence
@@ -78,7 +78,7 @@ def _bytes_per_neuron_and_group(header: ImageHeader, layer: int) -> tuple[int, i
 
 
 def _tensors_per_neuron(header: ImageHeader, layer: int) -> list[ImageTensor]:
-    return [header.tensors[f"layers.{layer}.{name}"] for name in ("up", "neurons")]
+    return [header.tensors[f"layers.{layer}.{name}"] for name in ("up", "gate", "down")]
 
 
 def _tensors_per_group(header: ImageHeader, layer: int) -> list[ImageTensor]:

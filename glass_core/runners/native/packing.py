@@ -6,16 +6,13 @@ A row of K values is padded to Kp, a multiple of 64; a group is 32 values along 
                high nibble; then (scale, minimum) as float16 pairs, one a group. value = scale * code + minimum
     rows_q8    Kp unsigned codes; then one float16 scale a group. value = scale * (code - 128)
     rows_bf16  Kp bfloat16
-    neurons    a record per FFN neuron: its gate row as above, then its column of down_proj as codes over the outputs,
-               without scales (bfloat16 values for bf16). Of a chosen neuron one long piece is read, where two short
-               ones would fetch half as much again that nobody wants
     columns    a matrix by its columns: of every column the codes over the outputs, without scales (bfloat16 values for
-               bf16). A refined token reads the columns of up_proj of chosen inputs, where all others read its rows, so
-               an image holds up_proj both ways
+               bf16). down_proj lies so, a neuron's column being its part. A refined token reads the columns of up_proj
+               of chosen inputs, where all others read its rows, so an image holds up_proj both ways
     column_scales  groups run along a row, so 32 columns, of down_proj or of up_proj, share one scale per output: for
                each group Op float16 scales, and for q4 Op float16 minimums, Op being the outputs padded as K is
 
-Every row and record is padded to a multiple of 8 bytes.
+Every row and column is padded to a multiple of 8 bytes.
 """
 
 from dataclasses import dataclass
@@ -122,18 +119,6 @@ def unpack_rows(packed: Bytes, kind: Kind, cols: int) -> Blocks:
     scales = np.ascontiguousarray(packed[:, start : start + 2 * num_scales * groups]).view(np.float16)
     planes = scales.reshape(len(packed), groups, num_scales)[:, : padded(cols, GROUP) // GROUP]
     return Blocks(kind, codes, planes[..., 0], planes[..., 1] if kind == "q4" else None)
-
-
-def pack_neurons(gate: Blocks, down: Blocks) -> Bytes:
-    """Neuron records, (neurons, record bytes). gate: (neurons, hidden); down: (hidden, neurons) as in HF."""
-    parts = [pack_rows(gate), _pack_codes(down.codes.T, down.kind)]
-    return _beside(parts, padded(sum(part.shape[1] * part.itemsize for part in parts), _ROW_ALIGNMENT))
-
-
-def unpack_neurons(packed: Bytes, scales: Bytes | None, kind: Kind, hidden: int) -> tuple[Blocks, Blocks]:
-    """Inverse of `pack_neurons` and `pack_column_scales`: gate, down."""
-    width = row_bytes(kind, hidden)
-    return unpack_rows(packed[:, :width], kind, hidden), unpack_columns(packed[:, width:], scales, kind, hidden)
 
 
 def pack_columns(blocks: Blocks) -> Bytes:

@@ -158,7 +158,7 @@ void FfnStep::run_tile(const FfnWeights& ffn, const Tile& tile, Activations& x) 
     const ActivationView inputs = x.view(tile.first, tile.count);
     std::memset(partial_row(tile.thread, tile.first), 0,
                 sizeof(float) * static_cast<size_t>(tile.count) * static_cast<size_t>(hidden_padded_));
-    const int32_t per_turn = chunks_per_turn(ffn, tile.count);
+    const int32_t per_turn = chunks_per_turn(tile.count);
     for (int32_t i = 0; i < layout.chunks_per_thread(); i += per_turn) {
         const int32_t chunk = layout.chunk(tile.thread, i);
         const int32_t num_chunks = std::min(per_turn, layout.chunks_per_thread() - i);
@@ -182,11 +182,6 @@ void FfnStep::run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile
     multiply_gates(ffn, turn, tile);
     kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, gate, width, tile.count,
                              partial_row(tile.thread, tile.first), static_cast<size_t>(hidden_padded_));
-}
-
-int32_t FfnStep::chunks_per_turn(const FfnWeights& ffn, int32_t num_tokens) const {
-    const auto by_bytes = static_cast<int32_t>(kTurnBytes / (kNeuronsPerChunk * (ffn.gate_bytes + ffn.down_bytes)));
-    return std::max(1, std::min(by_bytes, kTurnValues / (num_tokens * kNeuronsPerChunk)));
 }
 
 NeuronRange FfnStep::neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const {

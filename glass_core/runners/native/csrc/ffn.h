@@ -10,6 +10,7 @@
 // gets alone.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -26,10 +27,6 @@ namespace glass {
 // Values of z that a thread works on at a time: few tokens run through all of the thread's neurons at once, because a
 // long walk over the weights can be prefetched; many tokens keep z in the first levels of the cache.
 inline constexpr int32_t kTurnValues = 16384;
-
-// Bytes of neuron records that a thread works on at a time, where few tokens would let it walk more: processors fetch
-// much of a column of down with the gate row before it, and it should still be in the second-level cache when it is read.
-inline constexpr size_t kTurnBytes = 512 << 10;
 
 // What the FFNs of a step executed, summed over layers.
 struct FfnWork {
@@ -92,7 +89,7 @@ private:
     FfnWork cascade_work(const ModelWeights& weights) const;
     void run_tile(const FfnWeights& ffn, const Tile& tile, Activations& x);
     void run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
-    int32_t chunks_per_turn(const FfnWeights& ffn, int32_t num_tokens) const;
+    static int32_t chunks_per_turn(int32_t num_tokens) { return std::max(1, kTurnValues / (num_tokens * kNeuronsPerChunk)); }
     NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
     void multiply_gates(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
     void run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);

@@ -34,37 +34,17 @@ size_t scale_bytes(Format format, int32_t outputs_padded) {
     return format == Format::q4 ? 2 * plane : (format == Format::q8 ? plane : 0);
 }
 
-// Gate and down parts of the neuron records of one layer.
-void view_records(const Tensor& tensor, const ModelShape& shape, FfnWeights& ffn) {
+// A matrix of `outputs` rows by its `count` columns.
+DownView view_columns(const Tensor& tensor, Format format, int32_t count, int32_t outputs) {
     const TensorEntry& entry = tensor.entry;
-    const int32_t hidden_padded = padded(shape.hidden_size);
-    const size_t row = row_bytes(shape.ffn_format, hidden_padded);
-    const auto stride = static_cast<size_t>(entry.row_bytes);
-    if (entry.kind != "neurons") refuse(tensor, "is of kind " + entry.kind + ", expected neurons");
-    if (entry.rows != shape.intermediate_size || entry.cols != shape.hidden_size || entry.padded_cols != hidden_padded) {
-        refuse(tensor, "has a shape other than [intermediate_size, hidden_size]");
-    }
-    if (stride < row + code_bytes(shape.ffn_format, hidden_padded)) {
-        refuse(tensor, "has records of " + std::to_string(stride) + " bytes, too few");
-    }
-    ffn.gate = RowsView{tensor.data, stride, hidden_padded, shape.ffn_format};
-    ffn.down = DownView{tensor.data + row, stride, nullptr, hidden_padded, shape.ffn_format};
-    ffn.gate_bytes = row;
-    ffn.down_bytes = stride - row;
-    ffn.group_scale_bytes = scale_bytes(shape.ffn_format, hidden_padded);
-}
-
-// The columns of up_proj, one per input.
-DownView view_inputs(const Tensor& tensor, const ModelShape& shape) {
-    const TensorEntry& entry = tensor.entry;
-    const int32_t outputs_padded = padded(shape.intermediate_size);
+    const int32_t outputs_padded = padded(outputs);
     const auto stride = static_cast<size_t>(entry.row_bytes);
     if (entry.kind != "columns") refuse(tensor, "is of kind " + entry.kind + ", expected columns");
-    if (entry.rows != shape.hidden_size || entry.cols != shape.intermediate_size || entry.padded_cols != outputs_padded) {
-        refuse(tensor, "has a shape other than [hidden_size, intermediate_size]");
+    if (entry.rows != count || entry.cols != outputs || entry.padded_cols != outputs_padded) {
+        refuse(tensor, "has a shape other than [" + std::to_string(count) + ", " + std::to_string(outputs) + "]");
     }
-    if (stride < code_bytes(shape.ffn_format, outputs_padded)) refuse(tensor, "has columns of too few bytes");
-    return DownView{tensor.data, stride, nullptr, outputs_padded, shape.ffn_format};
+    if (stride < code_bytes(format, outputs_padded)) refuse(tensor, "has columns of too few bytes");
+    return DownView{tensor.data, stride, nullptr, outputs_padded, format};
 }
 
 // Looks tensors up by "layers.{i}.name".
@@ -93,10 +73,11 @@ public:
 private:
     FfnWeights ffn() const {
         FfnWeights ffn{};
-        view_records(image_.get(prefix_ + "neurons"), shape_, ffn);
-        ffn.up = rows("up", shape_.intermediate_size, shape_.hidden_size);
-        if (ffn.up.format != shape_.ffn_format) refuse(image_.get(prefix_ + "up"), "is not of the records' format");
-        ffn.inputs = view_inputs(image_.get(prefix_ + "inputs"), shape_);
+        ffn.gate = ffn_rows("gate");
+        ffn.up = ffn_rows("up");
+        ffn.down = columns("down", shape_.intermediate_size, shape_.hidden_size);
+        ffn.inputs = columns("inputs", shape_.hidden_size, shape_.intermediate_size);
+        ffn.group_scale_bytes = scale_bytes(shape_.ffn_format, ffn.down.hidden_padded);
         ffn.input_scale_bytes = scale_bytes(shape_.ffn_format, ffn.inputs.hidden_padded);
         if (shape_.ffn_format != Format::bf16) {
             ffn.down.scales = scales("down_scales", shape_.intermediate_size, ffn.group_scale_bytes);
@@ -108,6 +89,14 @@ private:
         return ffn;
     }
 
+    RowsView ffn_rows(const char* name) const {
+        const RowsView view = rows(name, shape_.intermediate_size, shape_.hidden_size);
+        if (view.format != shape_.ffn_format) refuse(image_.get(prefix_ + name), "is not of the image's own format");
+        return view;
+    }
+    DownView columns(const char* name, int32_t count, int32_t outputs) const {
+        return view_columns(image_.get(prefix_ + name), shape_.ffn_format, count, outputs);
+    }
     const uint16_t* scales(const char* name, int32_t count, size_t group_bytes) const {
         return column_scales(image_.get(prefix_ + name), count, group_bytes);
     }
@@ -159,8 +148,8 @@ void FfnParts::add(const FfnParts& other) {
 }
 
 int64_t FfnParts::bytes(const FfnWeights& ffn) const {
-    return up * static_cast<int64_t>(ffn.up.stride) + gate * static_cast<int64_t>(ffn.gate_bytes) +
-           down * static_cast<int64_t>(ffn.down_bytes) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
+    return up * static_cast<int64_t>(ffn.up.stride) + gate * static_cast<int64_t>(ffn.gate.stride) +
+           down * static_cast<int64_t>(ffn.down.stride) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
            inputs * static_cast<int64_t>(ffn.inputs.stride) + input_groups * static_cast<int64_t>(ffn.input_scale_bytes);
 }
 

@@ -52,12 +52,10 @@ struct FfnWeights {
     const float* gate_bias;
     const float* up_bias;
     const float* down_bias;
-    size_t gate_bytes;         // of a neuron's record: its gate row
-    size_t down_bytes;         // and the rest, its column of down
     size_t group_scale_bytes;  // of the down scales that 32 neurons share
     size_t input_scale_bytes;  // of the scales that 32 inputs share
 
-    size_t neuron_bytes() const { return up.stride + gate_bytes + down_bytes; }
+    size_t neuron_bytes() const { return gate.stride + up.stride + down.stride; }
 };
 
 // How much of a layer's FFN is read: rows of up and of gate, columns of down and groups of 32 neurons that these are of,

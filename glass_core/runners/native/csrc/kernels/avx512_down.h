@@ -82,6 +82,10 @@ inline void interleave4(const __m512i v[4], __m512i out[N]) {
     }
 }
 
+// How far ahead in a column its lines are prefetched once more: the second-level cache drops prefetches that it has no
+// place for.
+inline constexpr int32_t kColumnBytesAhead = 128;
+
 // out[v] dword e = the codes of a quad of neurons for output 16v + e of the block that starts at byte `at`.
 template <Format F, int V>
 inline void load_quad(const Group512& group, int32_t quad, int32_t at, __m512i out[V]) {
@@ -89,7 +93,9 @@ inline void load_quad(const Group512& group, int32_t quad, int32_t at, __m512i o
     __m512i columns[4], bytes[N];
     for (int i = 0; i < 4; ++i) {
         columns[i] = load_column<F, V>(group.columns[4 * quad + i] + at);
+        const uint8_t* again = group.columns[4 * quad + i] + at + kColumnBytesAhead;
         _mm_prefetch(reinterpret_cast<const char*>(group.ahead[4 * quad + i] + at), _MM_HINT_T1);
+        _mm_prefetch(reinterpret_cast<const char*>(again), _MM_HINT_T1);
     }
     interleave4<N>(columns, bytes);
     for (int j = 0; j < N; ++j) {

@@ -10,8 +10,8 @@ namespace {
 
 inline constexpr int32_t kFewRows = 8;
 
-// How far to prefetch, into the second-level cache: what goes to the first waits for one of its few places for misses, and
-// rows of a list then come half as fast.
+// How far ahead rows are prefetched, and once more half as far: the second-level cache drops prefetches that it has no
+// place for. Those into the first level wait instead, and rows of a list then come half as fast.
 inline constexpr int32_t kBytesAhead = 8192;
 
 // v holds 8 pieces of 4 qwords, two a vector. Afterwards v[j] holds qword {0, 2, 1, 3}[j] of all, in the order
@@ -260,7 +260,7 @@ template <Format F>
 void dot_few(const RowsView& rows, const int32_t* index, int32_t first, int32_t n, const Rows512& a, float* out,
              size_t out_stride, void* scratch) {
     const int32_t whole = a.groups / 16, row_bytes = a.groups * (F == Format::q4 ? 20 : 34);
-    const int32_t rows_ahead = kBytesAhead / row_bytes + 1;
+    const int32_t near = kBytesAhead / 2 / row_bytes + 1, far = 2 * near;
     ArrangedBlock* x = static_cast<ArrangedBlock*>(scratch);
     float* partials = reinterpret_cast<float*>(x + static_cast<size_t>(a.x.num_rows) * whole);
     float* totals = partials + static_cast<size_t>(a.x.num_rows) * 256;
@@ -272,8 +272,8 @@ void dot_few(const RowsView& rows, const int32_t* index, int32_t first, int32_t 
         const uint8_t* row[16];
         for (int32_t r = 0; r < 16; ++r) row[r] = row_at(rows, index, first, i + (r < count ? r : count - 1));
         for (int32_t r = 0; r < count; ++r) {
-            const int32_t ahead = i + r + rows_ahead;
-            if (ahead < n) prefetch_row(row_at(rows, index, first, ahead), row_bytes);
+            if (i + r + far < n) prefetch_row(row_at(rows, index, first, i + r + far), row_bytes);
+            if (i + r + near < n) prefetch_row(row_at(rows, index, first, i + r + near), row_bytes);
             dot_blocks<F>(row[r], a, x, partials + 16 * r);
         }
         for (int32_t t = 0; t < a.x.num_rows; ++t) {

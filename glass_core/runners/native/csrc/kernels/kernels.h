@@ -25,7 +25,7 @@ inline constexpr int32_t kChunk = 64;  // packed dimensions are padded to multip
 
 enum class Format : uint8_t { q4, q8, bf16 };
 
-// A matrix of packed rows, or the gate part of neuron records (stride = record bytes).
+// A matrix of packed rows.
 // q4: cols_padded/2 bytes of codes (byte i of a 32-byte chunk: value i low nibble, value 32+i high nibble), then per
 //     group float16 (d, m); value = d*code + m.
 // q8: cols_padded bytes of codes (q + 128), then per group float16 d; value = d*(code - 128).
