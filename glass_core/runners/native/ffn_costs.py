@@ -28,7 +28,7 @@ from glass_core.runners.native.types import NativeModel
 ROW_COUNTS = (1, 2, 4, 8, 16, 32)
 SECONDS_PER_ROW_COUNT = 0.02
 # of the list that is timed: near the densities at which the two ways meet
-PROBE_DENSITY = 0.75
+PROBE_DENSITY = 0.5
 
 logger = logging.getLogger(__name__)
 
