@@ -45,8 +45,9 @@ test: install-dev ## the full test suite with coverage: real model, real Prometh
 	$(BIN)/coverage report --include='$(FULLY_COVERED)' --fail-under=100
 
 native: install-dev ## rebuild the native runner's extension in place, only what changed
+	@rm -f $(NATIVE)/_native*.so
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-	@$(call report_extension)
+	@$(BIN)/python -c 'import glass_core.runners.native._native'
 
 test-native-asan: install-dev ## the native tests on an AddressSanitizer and UBSan build of the extension
 	@rm -rf $(ASAN_TREE) && mkdir -p $(ASAN_TREE)

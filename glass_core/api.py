@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from glass_core.errors import InvalidRequestError
 from glass_core.expected_kl import ExpectedKlTables
 
 MAX_SPARSITY = 0.95
@@ -56,8 +57,8 @@ class SamplingParams:
 @dataclass(frozen=True, slots=True)
 class SparsityParams:
     """What the client asked of GLASS: the share of FFN neurons to skip, the weight of the global ranking (None = the
-    profile's own or 0.5, with refinement 1), the selection method, the budget profile, a seed (only `random` uses it),
-    and whether each token chooses among all neurons (refinement; the selection method has nothing left to choose then).
+    profile's own or 0.5), the selection method, the budget profile, a seed (only `random` uses it), and whether each
+    token chooses among all neurons (refinement; method and lambda have nothing left to choose then).
 
     For the report: `max_kl` is the bound that `sparsity` was chosen by (None: it was asked for as a number),
     `expected_kl` what such answers lost when the model was calibrated (None: not measured)."""
@@ -78,6 +79,15 @@ class SparsityParams:
     @property
     def is_dense(self) -> bool:
         return self.sparsity == 0.0 or self.method == DENSE_METHOD
+
+    def check_lambda(self) -> None:
+        """Raises InvalidRequestError for a lambda with refinement, which would have no effect."""
+        if self.refine and self.lambda_ is not None:
+            raise InvalidRequestError(
+                "lambda weighs the rankings of static selection, and refined answers have none; leave out lambda, or "
+                "set glass_refine to false",
+                param="lambda",
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +180,8 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True)
 class SparsityReport:
-    """What GLASS really did for one sequence. `lambda_` is None for methods that fuse nothing and for a dense plan;
-    with `refine` it is the weight of the model's own gates in the scores, 1 for a prompt of one token.
+    """What GLASS really did for one sequence. `lambda_` is None where nothing is fused: by some methods, with `refine`,
+    and for a dense plan.
 
     `sparsity` is the effective one: 1 - kept neurons / all neurons, and with `refine` 1 - the mean share of FFN weights
     that the decoded tokens read. `cost` covers the whole request, prefill included.

@@ -64,7 +64,7 @@ class Settings(BaseSettings):
         description="glass_max_kl of requests without one: expected KL from the dense model, nats per token",
     )
     default_lambda: float | None = Field(
-        None, ge=0, le=1, description="lambda of requests without one; refined answers take 1"
+        None, ge=0, le=1, description="lambda of requests without one, if they are not refined"
     )
     default_method: str = Field("a_glass", description="glass_method of requests without one")
     default_profile: str | None = Field(

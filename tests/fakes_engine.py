@@ -178,12 +178,11 @@ class FakeStream(AsyncGenerator[TokenEvent, None]):
 
     def _report(self) -> SparsityReport:
         asked = self._request.sparsity
-        lambda_ = (1.0 if asked.refine else 0.5) if asked.lambda_ is None else asked.lambda_
         report = SparsityReport(
             method=asked.method,
             sparsity_requested=asked.sparsity,
             sparsity=asked.sparsity,
-            lambda_=lambda_,
+            lambda_=None if asked.refine else 0.5 if asked.lambda_ is None else asked.lambda_,
             profile=asked.profile,
             refine=asked.refine and not asked.is_dense,
             cost=fake_cost(self._request),

@@ -13,7 +13,7 @@ import math
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +22,7 @@ from glass_core.api import StepCost
 from glass_core.models.spec import ModelSpec, RopeSpec
 from glass_core.runners.base import RowResult, SampleInput, StepBatch, StepResult, StepRow
 from glass_core.sparsity.choice import NeuronChooser
-from glass_core.sparsity.local_stats import FIRST_GATE, FloatArray, LocalStatistics
+from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
 
 DENSE_FLOPS_PER_TOKEN = 100
@@ -143,11 +143,9 @@ class FakeRunner:
         prior = row.prior_statistics
         if not row.collect_statistics:
             assert prior is None, "prior statistics of a row that collects none"
-            assert not row.collect_gates, "gates of a row that collects nothing"
             assert not row.snapshot_ends, "snapshots of a row that collects none"
             return
         assert (0 if prior is None else prior.num_tokens) == row.start, "not the sums of the tokens before the row"
-        assert prior is None or not row.collect_gates or prior.sum_gates is not None, "gates to continue are missing"
         ends = (row.start, *row.snapshot_ends, row.start + len(row.token_ids))
         assert all(earlier < later for earlier, later in pairwise(ends[:-1])), "snapshots out of order"
         assert ends[-2] <= ends[-1], "a snapshot beyond the row"
@@ -211,17 +209,13 @@ class FakeRunner:
         """The sums after each token of the row. 1/n rounds, so sums in another order have other bits."""
         total = row.prior_statistics
         if total is None:
-            total = LocalStatistics.zeros(self.spec.num_layers, self.spec.intermediate_size, gates=row.collect_gates)
-        elif not row.collect_gates:
-            total = replace(total, sum_gates=None)
+            total = LocalStatistics.zeros(self.spec.num_layers, self.spec.intermediate_size)
         neurons = np.arange(self.spec.num_layers * self.spec.intermediate_size).reshape(total.sum_abs.shape)
         for position, token_id in enumerate(row.token_ids, row.start):
             values = (1 / (2 + (neurons * 7 + token_id * 5 + position) % 23)).astype(np.float32)
-            gates = np.where(position < FIRST_GATE, 0, np.sqrt(values)) if row.collect_gates else None
-            total = total + LocalStatistics(values, values * values, 1, gates)
-            for array in (total.sum_abs, total.sum_squares, total.sum_gates):
-                if array is not None:
-                    array.flags.writeable = False
+            total = total + LocalStatistics(values, values * values, 1)
+            for array in (total.sum_abs, total.sum_squares):
+                array.flags.writeable = False
             yield total
 
 
@@ -259,5 +253,5 @@ def plan_key(plan: SparsityPlan | None) -> str:
     """A plan by its content: equal plans of two runs give equal answers."""
     if plan is None:
         return "dense"
-    scores = () if plan.refinement is None else (hashlib.sha256(plan.refinement.weights.up.tobytes()).hexdigest(),)
+    scores = () if plan.refinement is None else (hashlib.sha256(plan.refinement.weights.down.tobytes()).hexdigest(),)
     return ",".join((*(indices.tobytes().hex() for indices in plan.neurons), *scores))

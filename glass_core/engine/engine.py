@@ -104,7 +104,6 @@ class Engine:
             request,
             is_sparse=budgets is not None,
             collects=budgets is not None and self._selector.needs_statistics(request.sparsity),
-            collects_gates=budgets is not None and self._selector.needs_gates(request.sparsity),
             view_bytes=self._view_bytes(budgets),
             block_keys=self._block_keys(request),
         )
@@ -284,9 +283,6 @@ def _check_results(rows: tuple[StepRow, ...], results: tuple[RowResult, ...]) ->
         end = row.start + len(row.token_ids)
         if row.collect_statistics and (result.statistics is None or result.statistics.num_tokens != end):
             raise RuntimeError("the runner returned no statistics of the prompt so far for a row that asked for them")
-        sums = (*result.snapshots, *(() if result.statistics is None else (result.statistics,)))
-        if any((each.sum_gates is None) == row.collect_gates for each in sums):
-            raise RuntimeError("the runner returned statistics without the gates asked for, or with gates nobody wants")
         if tuple(snapshot.num_tokens for snapshot in result.snapshots) != row.snapshot_ends:
             raise RuntimeError("the runner returned other snapshots of the statistics than those asked for")
         if (result.ffn_reads is not None) != row.is_refined:

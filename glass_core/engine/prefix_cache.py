@@ -7,11 +7,10 @@ salt: prompts of different salts never meet, neither in blocks nor in snapshots 
 
 A request that selects neurons needs more than keys and values: the statistics of all its prompt tokens, bit for bit
 those that it would collect itself. The cache therefore keeps snapshots of the running sums (see `runners/base.py`) at
-some block ends, and such a request may reuse a prefix only up to a snapshot; one that needs sums of gates only up to a
-snapshot that has them. A snapshot takes 8 bytes * layers * neurons (0.37 MB for the default model, as much as one of
-its bfloat16 blocks), with gates 12, so not every block gets one. Snapshots are taken where the next request is likely
-to continue (compare the state checkpoints that caches for recurrent models place at the end of a request and at
-branching points, Marconi, arXiv 2411.19379):
+some block ends, and such a request may reuse a prefix only up to a snapshot. A snapshot takes 8 bytes * layers *
+neurons (0.37 MB for the default model, as much as one of its bfloat16 blocks), so not every block gets one. Snapshots
+are taken where the next request is likely to continue (compare the state checkpoints that caches for recurrent models
+place at the end of a request and at branching points, Marconi, arXiv 2411.19379):
 
   - at the last whole block of the prompt: the same prompt again, or the next turn of the same conversation;
   - where the prompt leaves what was cached already: a system prompt shared by many requests, from the third one on;
@@ -51,7 +50,7 @@ class PrefixCache:
     """Keys of cached blocks and snapshots of statistics, on top of the allocator that counts the blocks' references."""
 
     def __init__(self, allocator: BlockAllocator, *, snapshot_bytes: int, statistics_bytes: int) -> None:
-        """`snapshot_bytes` is what the smallest snapshot takes, `statistics_bytes` the budget of all together."""
+        """`snapshot_bytes` is what a snapshot takes, `statistics_bytes` the budget of all together."""
         self._has_room = snapshot_bytes <= statistics_bytes
         self._statistics_bytes = statistics_bytes
         self._statistics_bytes_used = 0
@@ -64,15 +63,13 @@ class PrefixCache:
     def num_snapshots(self) -> int:
         return len(self._snapshots)
 
-    def find(self, keys: Sequence[bytes], *, with_statistics: bool, with_gates: bool = False) -> CachedPrefix:
-        """The longest cached prefix of a prompt with these keys; `with_statistics`: up to the deepest snapshot, and
-        `with_gates`: that has sums of gates."""
+    def find(self, keys: Sequence[bytes], *, with_statistics: bool) -> CachedPrefix:
+        """The longest cached prefix of a prompt with these keys; `with_statistics`: up to the deepest snapshot."""
         matched = self._match(keys)
         if not with_statistics:
             return CachedPrefix(matched, len(matched))
         for depth in range(len(matched), 0, -1):
-            snapshot = self._snapshots.get(keys[depth - 1])
-            if snapshot is not None and (snapshot.sum_gates is not None or not with_gates):
+            if keys[depth - 1] in self._snapshots:
                 return CachedPrefix(matched[:depth], len(matched), self._use_snapshot(keys[depth - 1]))
         return CachedPrefix(num_matched=len(matched))
 
@@ -100,9 +97,7 @@ class PrefixCache:
         """Keep the sums over all tokens up to the end of this key's block, if that is cached."""
         if key not in self._block_of or statistics.num_bytes > self._statistics_bytes:
             return
-        known = self._drop_snapshot(key)
-        if known is not None and statistics.sum_gates is None:
-            statistics = known  # the same sums, and perhaps gates, which serve more requests
+        self._drop_snapshot(key)
         while self._statistics_bytes_used + statistics.num_bytes > self._statistics_bytes:
             self._drop_snapshot(next(iter(self._snapshots)))
         self._snapshots[key] = statistics
@@ -125,10 +120,9 @@ class PrefixCache:
             blocks.append(block)
         return tuple(blocks)
 
-    def _drop_snapshot(self, key: bytes) -> LocalStatistics | None:
+    def _drop_snapshot(self, key: bytes) -> None:
         snapshot = self._snapshots.pop(key, None)
         self._statistics_bytes_used -= 0 if snapshot is None else snapshot.num_bytes
-        return snapshot
 
     def _use_snapshot(self, key: bytes) -> LocalStatistics:
         statistics = self._snapshots.pop(key)

@@ -119,7 +119,7 @@ class Scheduler:
             return None
         head = self.waiting[0]
         keys = head.reusable_keys(self.allocator.block_size)
-        prefix = self.prefixes.find(keys, with_statistics=head.needs_statistics, with_gates=head.needs_gates)
+        prefix = self.prefixes.find(keys, with_statistics=head.needs_statistics)
         if not self._fits(head, prefix) or self._is_coming(keys[len(prefix.blocks) :], head):
             return None
         self._admit(self.waiting.popleft(), prefix, self.prefixes.snapshot_depths(prefix, len(keys)))

@@ -41,8 +41,7 @@ class Sequence:
     """Mutable state of one request. `view_bytes` is what its plan's views will hold, known before the plan itself.
 
     `is_sparse` says that a plan will be selected at the end of the prompt, `collects` that this needs the prompt's
-    statistics, `collects_gates` those of its gates too, `plan_frozen` that it has happened. `reads` keeps the scales of
-    a refined plan's tokens.
+    statistics, `plan_frozen` that it has happened. `reads` keeps the scales of a refined plan's tokens.
     `block_keys` name the prompt's whole blocks in the prefix cache (none = it is not cached); `num_cached` counts the
     tokens found there at the first admission; at `snapshot_ends` the cache wants the sums of the statistics.
     """
@@ -50,7 +49,6 @@ class Sequence:
     request: GenerationRequest
     is_sparse: bool = False
     collects: bool = False
-    collects_gates: bool = False
     view_bytes: int = 0
     block_keys: tuple[bytes, ...] = ()
     status: SequenceStatus = SequenceStatus.WAITING
@@ -102,21 +100,15 @@ class Sequence:
     def needs_statistics(self) -> bool:
         return self.collects and not self.plan_frozen
 
-    @property
-    def needs_gates(self) -> bool:
-        return self.collects_gates and not self.plan_frozen
-
     def reusable_keys(self, block_size: int) -> tuple[bytes, ...]:
         """Keys of the blocks it could take from the prefix cache: never its newest token, whose logits are needed."""
         return self.block_keys[: min(self.num_prompt, self.num_tokens - 1) // block_size]
 
     def coming_keys(self, block_size: int, reader: "Sequence") -> frozenset[bytes]:
         """Keys of what the rest of its prompt will add to the prefix cache and `reader` can use: blocks, or, if that
-        needs statistics, snapshots that have all it needs."""
+        needs statistics, snapshots."""
         if not reader.needs_statistics:
             return frozenset(self.block_keys[self.num_computed // block_size :])
-        if reader.needs_gates and not self.needs_gates:
-            return frozenset()
         ends = (end for end in self.snapshot_ends if end > self.num_computed)
         return frozenset(self.block_keys[end // block_size - 1] for end in ends)
 
@@ -163,7 +155,6 @@ class Sequence:
             block_table=tuple(self.block_table[: -(-end // block_size)]),
             plan=None if in_prompt else self.plan,
             collect_statistics=collects,
-            collect_gates=collects and self.needs_gates,
             sample=self._sample_input() if end == self.num_tokens else None,
             num_prompt_tokens=self.num_prompt,
             prior_statistics=self.statistics if collects else None,

@@ -14,8 +14,7 @@ Statistics are a fold over tokens. A row that collects them continues from `prio
 at a time in the order of positions, in float32: s = s + |zhat_t|, q = q + zhat_t^2 for every neuron. No partial sums
 per chunk, block, tile or thread may be added to each other, because float addition is not associative: only then does
 a prompt in chunks, or one whose beginning comes from the prefix cache, end with the same bits as a whole one (given the
-same zhat_t). A row with `collect_gates` folds |g_t| of its positions from FIRST_GATE on in the same way, g_t being the
-gate after its activation. `snapshot_ends` asks for copies of the running sums on the way; the prefix cache keeps them.
+same zhat_t). `snapshot_ends` asks for copies of the running sums on the way; the prefix cache keeps them.
 """
 
 from collections.abc import Sequence
@@ -56,7 +55,6 @@ class StepRow:
     With `collect_statistics`: `prior_statistics` are the sums over positions 0 … start-1, to be continued (None = start
     from zero); they are shared with other rows and must not be written to. `snapshot_ends` are positions e, ascending,
     start < e <= start + len(token_ids): the sums over the positions before e are wanted. Both are empty otherwise.
-    `collect_gates`, only with it: sums of gates too; the prior sums then have them (without it they may, to no effect).
 
     `refine_scales`, only with a refined plan: one factor > 0 per token, on all of its thresholds; empty = 1 for all.
     """
@@ -67,7 +65,6 @@ class StepRow:
     block_table: tuple[int, ...]
     plan: SparsityPlan | None = None
     collect_statistics: bool = False
-    collect_gates: bool = False
     sample: SampleInput | None = None
     num_prompt_tokens: int | None = None
     prior_statistics: LocalStatistics | None = None
@@ -99,7 +96,8 @@ class RowResult:
     again, nor of a larger array that would be kept alive); the engine keeps them beyond the step.
 
     `ffn_reads`, of a row with a refined plan: the share of FFN weights that its cascade alone reads, averaged over its
-    tokens: (num_up + num_gate + num_down) / (3 * num_layers * m), whatever the rest of the batch made the step read.
+    tokens: (2 * num_inputs / hidden_size + num_down / m) / 3 of a layer, in the mean over layers, whatever the rest of
+    the batch made the step read.
     """
 
     cost: StepCost

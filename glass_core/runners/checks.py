@@ -77,7 +77,7 @@ def _neuron_problem(plan: SparsityPlan) -> str | None:
 def _refinement_problem(refinement: Refinement | None, spec: ModelSpec) -> str | None:
     if refinement is None:
         return None
-    found = (*refinement.weights.up.shape, refinement.weights.inputs.shape[1])
+    found = (*refinement.weights.down.shape, refinement.weights.inputs.shape[1])
     expected = (spec.num_layers, spec.intermediate_size, spec.hidden_size)
     return None if found == expected else f"the plan's refinement has sizes {found}, the model {expected}"
 
@@ -99,8 +99,8 @@ def scales_problem(row: StepRow) -> str | None:
 def statistics_problem(row: StepRow, spec: ModelSpec) -> str | None:
     """What is wrong with the statistics the row asks for."""
     if not row.collect_statistics:
-        unused = row.prior_statistics is not None or row.snapshot_ends or row.collect_gates
-        return "prior statistics, snapshots or gates without collecting statistics" if unused else None
+        unused = row.prior_statistics is not None or row.snapshot_ends
+        return "prior statistics or snapshots without collecting statistics" if unused else None
     if row.plan is not None:
         return "statistics are collected from dense rows only, this one has a plan"
     return _prior_problem(row, spec) or _snapshot_problem(row)
@@ -115,8 +115,6 @@ def _prior_problem(row: StepRow, spec: ModelSpec) -> str | None:
         return f"the prior statistics have shape {prior.sum_abs.shape}, the model {shape}"
     if prior.num_tokens != row.start:
         return f"the prior statistics are those of {prior.num_tokens} tokens, the row starts at {row.start}"
-    if row.collect_gates and (prior.sum_gates is None or prior.sum_gates.shape != shape):
-        return "the prior statistics lack sums of gates, which the row is to continue"
     return None
 
 

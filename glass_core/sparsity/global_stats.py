@@ -17,8 +17,8 @@ OPTIONAL_NEURON_TENSORS = (
     "impact_abs",
     "impact_rms",
     "mean_abs_up",
-    "mean_abs_gate",
     "gate_rms",
+    "gate_slope_rms",
     "mean_z",
     "mean_square_z",
     "down_norm",
@@ -33,8 +33,9 @@ class GlobalStatistics:
     """Per neuron (num_layers, m) float32, per layer (num_layers,) float32; None = not measured.
 
     `activation_l1`, `activation_l2`: the local statistic pooled over the corpus. `impact_abs`, `impact_rms`: mean and
-    root-mean-square of |z * dloss/dz|, measured together. `mean_abs_up`, `mean_abs_gate`, `mean_z`, `mean_square_z`:
-    E|u|, E|g|, E z, E z^2; `gate_rms`: sqrt(E g^2), g after the activation. `down_norm`: ||down_proj[:, j]||.
+    root-mean-square of |z * dloss/dz|, measured together. `mean_abs_up`, `mean_z`, `mean_square_z`: E|u|, E z, E z^2;
+    `gate_rms`: sqrt(E g^2), g after the activation; `gate_slope_rms`: sqrt(E (dz/dh)^2), h before it.
+    `down_norm`: ||down_proj[:, j]||.
     `sensitivity`: mean KL(dense || only this layer pruned). `refinement`: the cascade's thresholds by profile.
     `expected_kl`: what answers under a profile lose, by method.
     Raises ArtifactError when a tensor has another shape, is not float32, or holds impossible values.
@@ -46,8 +47,8 @@ class GlobalStatistics:
     impact_abs: FloatArray | None = None
     impact_rms: FloatArray | None = None
     mean_abs_up: FloatArray | None = None
-    mean_abs_gate: FloatArray | None = None
     gate_rms: FloatArray | None = None
+    gate_slope_rms: FloatArray | None = None
     mean_z: FloatArray | None = None
     mean_square_z: FloatArray | None = None
     down_norm: FloatArray | None = None

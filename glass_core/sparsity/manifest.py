@@ -11,7 +11,7 @@ from typing import Any
 
 from glass_core.errors import ArtifactError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAX_MANIFEST_CHARS = 1 << 20
 
 CorpusValue = str | int | float | bool | None

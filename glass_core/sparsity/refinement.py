@@ -2,15 +2,14 @@
 
 The cascade of one token in layer l, x being the FFN's normed input (RMSNorm's output):
 
-1. inputs x_i with |x_i| * weights.inputs[i] >= scale * threshold are kept, u = up_proj of these alone: of up_proj the
-   columns of the others are not read;
-2. neurons of the plan's pool with |u_j| * weights.up[j] >= scale * threshold are kept for the gate (all inputs),
-   z_j = act(g_j) * u_j;
-3. of those, neurons with |z_j| * weights.down[j] >= scale * threshold reach down_proj; all others contribute exactly
-   nothing.
+1. inputs x_i with |x_i| * weights.inputs[i] >= scale * threshold are kept, u = up_proj x and g = gate_proj x of these
+   alone: of both matrices the columns of the others are not read;
+2. neurons of the plan's pool with |z_j| * weights.down[j] >= scale * threshold, z_j = act(g_j) * u_j, reach down_proj;
+   all others contribute exactly nothing.
 
-A token's FFN reads are (num_inputs / hidden_size + (num_gate + num_down) / m) / 3. Skipping inputs (as in TEAL, arXiv
-2408.14690) replaces reading all of up_proj first: a third of the reads bought nothing but scores.
+A token's FFN reads are (2 * num_inputs / hidden_size + num_down / m) / 3. Gate and up skip inputs (as in TEAL, arXiv
+2408.14690), not neurons: an input's columns of both are one long piece of memory, which gathers well, where gate rows
+chosen by |u| do not.
 """
 
 from dataclasses import dataclass
@@ -21,31 +20,32 @@ from glass_core.errors import ConfigurationError
 from glass_core.sparsity.local_stats import FloatArray
 
 # In the order of computing, which is that of threshold arrays.
-STAGES = ("inputs", "up", "down")
+STAGES = ("inputs", "down")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ScoreWeights:
-    """What |x|, |u| and |z| are multiplied by: estimates of what the layer's output, or the loss, loses with them.
+    """What |x| and |z| are multiplied by: estimates of what the layer's output, or the loss, loses with them.
 
-    `inputs`: float32 (num_layers, hidden_size); `up`, `down`: float32 (num_layers, m); C-contiguous. An input's column
-    of up_proj is m weights, a neuron's row of gate_proj or column of down_proj hidden_size: scores of inputs are in
+    `inputs`: float32 (num_layers, hidden_size); `down`: float32 (num_layers, m); C-contiguous. An input's columns of
+    gate_proj and up_proj are 2 * m weights, a neuron's column of down_proj hidden_size: scores of inputs are in
     proportion, so that one threshold means one price per weight. Raises ConfigurationError for other shapes, types or
     values.
     """
 
     inputs: FloatArray
-    up: FloatArray
     down: FloatArray
 
     def __post_init__(self) -> None:
         for name in STAGES:
             values = getattr(self, name)
-            if values.ndim != 2 or len(values) != len(self.up):
+            if values.ndim != 2 or len(values) != len(self.down):
                 raise ConfigurationError(f"score weights: {name} must be (layers, size), got {values.shape}")
             check_values(f"score weights: {name}", values, values.shape)
-        if self.down.shape != self.up.shape:
-            raise ConfigurationError(f"score weights: up has shape {self.up.shape}, down {self.down.shape}")
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.down)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,7 +63,7 @@ class Refinement:
     def __post_init__(self) -> None:
         if not 0.0 < self.reads <= 1.0:
             raise ConfigurationError(f"refinement: reads must lie in (0, 1], got {self.reads}")
-        check_values("refinement: thresholds", self.thresholds, (len(STAGES), len(self.weights.up)))
+        check_values("refinement: thresholds", self.thresholds, (len(STAGES), self.weights.num_layers))
 
 
 def check_values(name: str, values: FloatArray, shape: tuple[int, ...]) -> None:

@@ -28,7 +28,7 @@ class RefinementTable:
     def __post_init__(self) -> None:
         num_points = self.sparsities.size
         check_values("refinement table: sparsities", self.sparsities, (max(num_points, 1),))
-        shape = (num_points, len(STAGES), len(self.weights.up))
+        shape = (num_points, len(STAGES), self.num_layers)
         check_values("refinement table: thresholds", self.thresholds, shape)
         steps = np.diff(self.sparsities, prepend=np.float32(0.0))
         if (steps <= 0).any() or self.sparsities[-1] >= 1:
@@ -36,7 +36,7 @@ class RefinementTable:
 
     @property
     def num_layers(self) -> int:
-        return len(self.weights.up)
+        return self.weights.num_layers
 
     @property
     def max_sparsity(self) -> float:

@@ -23,7 +23,7 @@ from glass_core.sparsity.choice import Choice, NeuronChooser, choose_neurons
 from glass_core.sparsity.local_stats import FloatArray, LocalStatistics
 from glass_core.sparsity.plan import SparsityPlan
 from glass_core.sparsity.ranking import Ranks, UnrankableError, ranks
-from glass_core.sparsity.refiner import Refiner, refined_lambda
+from glass_core.sparsity.refiner import Refiner
 from glass_core.sparsity.selectors import load_selectors
 from glass_core.sparsity.selectors.base import ModelEvidence, Need, PromptEvidence, Selector
 
@@ -116,13 +116,8 @@ class PlanSelector:
         return self._refiner.problem
 
     def needs_statistics(self, params: SparsityParams) -> bool:
-        """Whether `select` looks at the prompt: a refined plan's pool is all neurons, whatever the prompt was, and only
-        a lambda of the request's own has the prompt count in its scores."""
-        return not params.is_dense and (not params.refine or self.needs_gates(params))
-
-    def needs_gates(self, params: SparsityParams) -> bool:
-        """Whether the prompt's statistics must have sums of gates."""
-        return params.refine and not params.is_dense and refined_lambda(params) < 1.0
+        """Whether `select` looks at the prompt: a refined plan's pool is all neurons, whatever the prompt was."""
+        return not params.is_dense and not params.refine
 
     def check(self, params: SparsityParams) -> None:
         """Raises InvalidRequestError or MissingStatisticsError, naming the request's field, when it cannot be served.
@@ -137,6 +132,7 @@ class PlanSelector:
         _check_range("glass_sparsity", params.sparsity, MAX_SPARSITY)
         if params.lambda_ is not None:
             _check_range("lambda", params.lambda_, 1.0)
+        params.check_lambda()
         self._check_profile(params)
         if params.refine and not params.is_dense:
             self._refiner.check(params)
@@ -156,11 +152,7 @@ class PlanSelector:
     def effective_lambda(self, params: SparsityParams) -> float | None:
         """The lambda that counts (mean over layers where the profile has its own); None when nothing is fused."""
         self.check(params)
-        if params.is_dense:
-            return None
-        if params.refine:
-            return refined_lambda(params)
-        if not self._selectors[params.method].fuses:
+        if params.is_dense or params.refine or not self._selectors[params.method].fuses:
             return None
         lambdas = self._lambdas(params)
         return lambdas[0] if len(set(lambdas)) == 1 else sum(lambdas) / len(lambdas)
@@ -174,15 +166,12 @@ class PlanSelector:
         budgets = self.budgets(params)
         if budgets is None:
             return None
-        if not self.needs_statistics(params):
+        if params.refine:
             return self._refiner.plan(params)
         if local is None:
-            asking = f"lambda {params.lambda_} with refinement" if params.refine else f"method {params.method!r}"
-            raise ValueError(f"{asking} needs statistics of the prompt, got none")
+            raise ValueError(f"method {params.method!r} needs statistics of the prompt, got none")
         if local.sum_abs.shape != self._shape:
             raise ValueError(f"expected local statistics of shape {self._shape}, got {local.sum_abs.shape}")
-        if params.refine:
-            return self._refiner.plan(params, local)
         neurons, global_overlap = self._best(params, local, budgets)
         return SparsityPlan(
             method=params.method,

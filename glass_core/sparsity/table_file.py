@@ -58,7 +58,7 @@ def _read_table(file: Any, profile: str, shape: tuple[int, int]) -> RefinementTa
     num_points = _length(file, prefix + _SPARSITIES, axis=0, axes=1, highest=MAX_POINTS)
     # the manifest does not know the model's hidden size; whoever loads the model checks it
     num_inputs = _length(file, prefix + _WEIGHTS[0], axis=1, axes=2, highest=MAX_INPUTS)
-    sizes = (num_inputs, shape[1], shape[1])
+    sizes = (num_inputs, shape[1])
     try:
         weights = [
             read_scaled(file, prefix + part, (shape[0], size)) for part, size in zip(_WEIGHTS, sizes, strict=True)

@@ -27,7 +27,8 @@ class SparsityChoice:
     info: EngineInfo
 
     def params(self, seed: int) -> SparsityParams:
-        """Raises InvalidRequestError for a bound without `auto`, and for an `auto` that nothing was measured for."""
+        """Raises InvalidRequestError for a bound without `auto`, for an `auto` that nothing was measured for, and for a
+        lambda with refinement."""
         asked = self.headers.sparsity if self.body.glass_sparsity is None else self.body.glass_sparsity
         wanted: float | str = self.settings.default_sparsity if asked is None else asked
         params = self._params(seed)
@@ -72,10 +73,12 @@ class SparsityChoice:
         )
 
     def _decided(self, params: SparsityParams, sparsity: float | None) -> SparsityParams:
-        """With refinement, or the server's lambda, which is for static rankings: refined answers lose by any below 1.
-        `sparsity` None is one still to be chosen."""
+        """With refinement, or the server's lambda, which is for static rankings. `sparsity` None is one still to be
+        chosen: whether a lambda is refused does not depend on it."""
         if self._refine(params, sparsity):
-            return replace(params, refine=True)
+            refined = replace(params, refine=True)
+            refined.check_lambda()
+            return refined
         return replace(params, lambda_=_first(params.lambda_, self.settings.default_lambda))
 
     def _refine(self, params: SparsityParams, sparsity: float | None) -> bool:
@@ -95,8 +98,8 @@ class SparsityChoice:
 
     def _expected(self, params: SparsityParams) -> ExpectedKl | None:
         """What was measured for such answers; None for nothing. Static plans were measured with the profile's own
-        lambdas, refined ones with lambda 1."""
-        if params.lambda_ is not None and not (params.refine and params.lambda_ == 1.0):
+        lambdas."""
+        if params.lambda_ is not None:
             return None
         name = REFINED if params.refine else params.method
         return self.info.expected_kl.get(params.profile, {}).get(name)

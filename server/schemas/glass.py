@@ -35,8 +35,8 @@ class GlassFields(BaseModel):
         None,
         alias="lambda",
         description="Weight of the model's own neuron ranking against this prompt's: 0 looks at the prompt only, "
-        "1 ignores it. Default: the header X-Glass-Lambda, else the server's setting, else the budget profile's; for "
-        "refined answers 1 by default, where anything less costs quality.",
+        "1 ignores it. Refined answers rank nothing: with glass_refine true it is an error. Default: the header "
+        "X-Glass-Lambda, else the server's setting, else the budget profile's.",
     )
     glass_method: Method | None = Field(
         None, description="How neurons are chosen. Default: the server's setting. `dense` chooses none."
@@ -70,7 +70,7 @@ class GlassReport(BaseModel):
         description="share of neurons left out, differs from the requested one by rounding; refined: share of the "
         "feed-forward weights that the decoded tokens did not read"
     )
-    lambda_: float | None = Field(alias="lambda", description="null where the method fuses nothing")
+    lambda_: float | None = Field(alias="lambda", description="null where nothing is fused, as in refined answers")
     profile: str
     refine: bool = Field(description="whether each token chose its own neurons")
     ffn_flops_saved_ratio: float = Field(description="share of the feed-forward FLOPs saved, prefill included")

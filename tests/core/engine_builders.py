@@ -23,19 +23,17 @@ from tests.fakes_runner import EOS, FakeRunner, plan_key
 DENSE = SparsityParams()
 GRIFFIN = SparsityParams(sparsity=0.5, method="griffin")
 REFINED = SparsityParams(sparsity=0.5, refine=True)
-MIXED = SparsityParams(sparsity=0.5, lambda_=0.25, refine=True)
 
 
 def refinable_statistics(runner: Runner) -> GlobalStatistics:
     """Statistics in which nothing matters but that uniform plans can be refined, up to 0.6."""
     size = (runner.spec.num_layers, runner.spec.intermediate_size)
     ones, points = np.ones(size, np.float32), np.ones((1, len(STAGES), size[0]), np.float32)
-    weights = ScoreWeights(np.ones((size[0], runner.spec.hidden_size), np.float32), ones, ones)
+    weights = ScoreWeights(np.ones((size[0], runner.spec.hidden_size), np.float32), ones)
     return GlobalStatistics(
         make_manifest(num_layers=size[0], intermediate_size=size[1]),
         ones,
         ones,
-        mean_abs_gate=ones,
         profiles={UNIFORM: uniform_profile(size[0])},
         refinement={UNIFORM: RefinementTable(np.array([0.6], np.float32), points, weights)},
     )
@@ -149,8 +147,7 @@ def tokens_of(events: Iterable[TokenEvent], request_id: str = "r") -> list[int]:
 
 
 def bits_of(statistics: LocalStatistics) -> bytes:
-    gates = b"" if statistics.sum_gates is None else statistics.sum_gates.tobytes()
-    return statistics.sum_abs.tobytes() + statistics.sum_squares.tobytes() + gates
+    return statistics.sum_abs.tobytes() + statistics.sum_squares.tobytes()
 
 
 def answer_alone(request: GenerationRequest) -> list[int]:

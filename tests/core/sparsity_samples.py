@@ -42,7 +42,7 @@ def random_scores(seed: int, shape: tuple[int, ...] = SHAPE) -> FloatArray:
 
 def random_weights(seed: int, shape: tuple[int, int] = SHAPE, num_inputs: int = NUM_INPUTS) -> ScoreWeights:
     inputs = random_scores(seed, (shape[0], num_inputs))
-    return ScoreWeights(inputs, random_scores(seed + 1, shape), random_scores(seed + 2, shape))
+    return ScoreWeights(inputs, random_scores(seed + 1, shape))
 
 
 def make_statistics(*, without: Collection[str] = (), **changes: Any) -> GlobalStatistics:

@@ -19,7 +19,6 @@ from glass_core.runners.base import StepRow
 from tests.core.engine_builders import (
     DENSE,
     GRIFFIN,
-    MIXED,
     REFINED,
     CountingSelector,
     make_engine,
@@ -65,7 +64,7 @@ def visitors(draw: st.DrawFn) -> list[Visitor]:
             [((position >= num_shared) * index * 11 + position * position) % 32 for position in range(length)],
             max_tokens=draw(st.sampled_from([1, 2, 9, 13, 14])),
             seed=draw(st.integers(0, 3)),
-            sparsity=draw(st.sampled_from([DENSE, GRIFFIN, RANDOM, REFINED, MIXED])),
+            sparsity=draw(st.sampled_from([DENSE, GRIFFIN, RANDOM, REFINED])),
             ignore_eos=draw(st.sampled_from([True, True, False])),
         )
         cut = draw(st.sampled_from([None] * 6 + [FinishReason.ABORTED, FinishReason.STOP]))
@@ -92,7 +91,7 @@ def test_random_traffic(
     prefix_statistics_bytes: int | None,
     poisoned: set[int],
 ) -> None:
-    """`prefix_statistics_bytes` None = no prefix cache; a snapshot takes 128 bytes, with gates 192."""
+    """`prefix_statistics_bytes` None = no prefix cache; a snapshot takes 128 bytes."""
     runner = FakeRunner(num_kv_blocks=num_kv_blocks)
     runner.poisoned = {traffic[index].request.request_id for index in poisoned if index < len(traffic)}
     runner.failures.extend(OnDemand() if step in failing_steps else None for step in range(31))

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from glass_core.config import glass_home
 from glass_core.errors import ConfigurationError
+from glass_core.models.spec import Activation
 from glass_core.offline.calibrate import calibration as calibration_module
 from glass_core.offline.calibrate import refinement_run
 from glass_core.offline.calibrate.calibration import CalibrationRun, load_model
@@ -19,10 +20,11 @@ from glass_core.offline.calibrate.corpus import CorpusSequence, bos_token_id, ch
 from glass_core.offline.calibrate.refinement import SPARSITIES
 from glass_core.offline.calibrate.sensitivity import layer_sensitivity, run_dense
 from glass_core.offline.calibrate.settings import CalibrationSettings
-from glass_core.offline.calibrate.statistics import add_up, down_norms, measure_sequence
+from glass_core.offline.calibrate.statistics import activation_slopes, add_up, down_norms, measure_sequence
 from glass_core.offline.cli import main
 from glass_core.offline.generation import cache_for
 from glass_core.offline.progress import SilentProgress
+from glass_core.runners.torch_runner.ffn import ACTIVATIONS
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.sparsity.artifact import GlobalStatistics, read_artifact
@@ -49,7 +51,7 @@ def calibrate(model: TorchModel, model_dir: Path, output: Path, settings: Calibr
 
 
 class HfTrace:
-    """gate, up, z of every layer and dl/dz, from HF's own modules through hooks."""
+    """gate, up, z of every layer, dl/dz and dl/d(gate before its activation), from HF's own modules through hooks."""
 
     def __init__(self, model_dir: Path, token_ids: tuple[int, ...], num_skipped: int) -> None:
         factory: Any = AutoModelForCausalLM
@@ -57,6 +59,7 @@ class HfTrace:
         self.layers = [SimpleNamespace() for _ in hf.model.layers]
         for layer, trace in zip(hf.model.layers, self.layers, strict=True):
             layer.mlp.act_fn.register_forward_hook(lambda _m, _i, out, t=trace: setattr(t, "gate", out[0].detach()))
+            layer.mlp.gate_proj.register_forward_hook(self._keep_pre_gate(trace))
             layer.mlp.up_proj.register_forward_hook(lambda _m, _i, out, t=trace: setattr(t, "up", out[0].detach()))
             layer.mlp.down_proj.register_forward_pre_hook(self._keep_z(trace))
         ids = torch.tensor([token_ids])
@@ -65,6 +68,14 @@ class HfTrace:
         loss = -sum(log_probs[i - 1, token_ids[i]] for i in range(first, len(token_ids)))
         loss.backward()
         self.down_norm = [layer.mlp.down_proj.weight.norm(dim=0).detach() for layer in hf.model.layers]
+
+    @staticmethod
+    def _keep_pre_gate(trace: SimpleNamespace) -> Any:
+        def hook(_module: Any, _inputs: Any, output: torch.Tensor) -> None:
+            output.retain_grad()
+            trace.pre_gate = output
+
+        return hook
 
     @staticmethod
     def _keep_z(trace: SimpleNamespace) -> Any:
@@ -87,20 +98,34 @@ def test_statistics_match_an_independent_computation_on_hf(
         z, gradient = trace.z[0].detach()[num_skipped:], trace.z.grad[0][num_skipped:]
         unit = z / z.norm(dim=-1, keepdim=True)
         after_first = slice(max(num_skipped, 1), None)
+        h = trace.pre_gate[0].detach()
+        gate_slopes = trace.up * h.sigmoid() * (1 + h * (1 - h.sigmoid()))
+        # the chain rule, where HF's own backward pass says what it is
+        torch.testing.assert_close(trace.z.grad[0] * gate_slopes, trace.pre_gate.grad[0], rtol=1e-3, atol=1e-6)
         expected = {
             "activation_l1": unit.abs().mean(0),
             "activation_l2": unit.square().sum(0).sqrt(),
             "impact_abs": (z * gradient).abs().mean(0),
             "impact_rms": (z * gradient).square().mean(0).sqrt(),
             "mean_abs_up": trace.up[after_first].abs().mean(0),
-            "mean_abs_gate": trace.gate[after_first].abs().mean(0),
             "gate_rms": trace.gate[after_first].square().mean(0).sqrt(),
+            "gate_slope_rms": gate_slopes[after_first].square().mean(0).sqrt(),
             "mean_z": trace.z[0].detach()[after_first].mean(0),
             "mean_square_z": trace.z[0].detach()[after_first].square().mean(0),
         }
         for name, value in expected.items():
             np.testing.assert_allclose(means[name][index], value.numpy(), rtol=2e-3, atol=1e-5, err_msg=name)
     np.testing.assert_allclose(down_norms(model), torch.stack(hf.down_norm).numpy(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activation_slopes_are_the_derivative_of_every_activation(activation: Activation) -> None:
+    values, step = torch.linspace(-4, 4, 60, dtype=torch.float64).view(6, 10), 1e-5
+    act = ACTIVATIONS[activation]
+    with torch.no_grad():
+        found, numeric = activation_slopes(act, values), (act(values + step) - act(values - step)) / (2 * step)
+    torch.testing.assert_close(found, numeric, rtol=1e-6, atol=1e-8)
+    assert not values.requires_grad
 
 
 def test_sums_weigh_sequences_by_their_tokens(model: TorchModel) -> None:

@@ -221,7 +221,7 @@ def test_refined_conditions_read_what_was_promised_and_beat_chance(
     rows = {(row["refine"], row["sparsity"]): row for row in result["rows"]}
     assert list(rows) == [(False, 0.2), (False, 0.5), (True, 0.2), (True, 0.5)]
     for sparsity in (0.2, 0.5):
-        assert rows[True, sparsity]["lambda"] == 1.0
+        assert rows[True, sparsity]["lambda"] is None
         assert rows[True, sparsity]["ffn_reads"] == pytest.approx(1 - sparsity, abs=0.03)
         assert rows[True, sparsity]["kl"] < rows[False, sparsity]["kl"] / 2
     assert rows[True, 0.2]["kl"] < rows[True, 0.5]["kl"]

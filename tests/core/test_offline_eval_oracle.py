@@ -91,6 +91,9 @@ def test_refined_masks_are_what_the_tokens_read(model_dir: Path, artifact: Path)
     assert [mask.shape for mask in together] == [(5, *shape), (2, *shape)]
     assert all(torch.equal(mine, own) for mine, own in zip(together, alone, strict=True))
     reads = [step.reads for step in subject.decode_refined([(params, dense[0])])]
-    # a neuron whose down row is read has had its gate row read
+    # what is not down is whole inputs, of gate and up: two columns of m weights each, the same for both
+    hidden, neurons = model.spec.hidden_size, model.spec.intermediate_size
     for mask, (share,) in zip(together[0], reads, strict=True):
-        assert 0 < 2 * int(mask.sum()) < 3 * share * mask.numel()
+        rest = 3 * share * mask.numel() * hidden - int(mask.sum()) * hidden
+        assert 0 < rest < 2 * mask.numel() * hidden
+        assert rest / (2 * neurons) == pytest.approx(round(rest / (2 * neurons)), abs=1e-3)

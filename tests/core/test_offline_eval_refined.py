@@ -81,7 +81,7 @@ def test_side_by_side_is_as_alone(model: TorchModel, statistics: GlobalStatistic
             assert score.from_twin is None
     # where rounding moves a score across its threshold, an answer goes on a little differently
     assert np.quantile(apart, 0.9) < 1e-4
-    assert max(apart) < 2e-2
+    assert max(apart) < 4e-2
     # static conditions beside them are what they are alone
     for one, score in zip(dense, found[STATIC], strict=True):
         subject.begin(one)

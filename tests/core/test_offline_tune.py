@@ -24,7 +24,7 @@ from glass_core.offline.tune.cascade import CascadeFfn, hard_mask, kernel
 from glass_core.offline.tune.descent import Descent, DescentState
 from glass_core.offline.tune.domains import DOMAINS, TuningText, split_texts
 from glass_core.offline.tune.held_out import HeldOut, gains, improvement, is_better
-from glass_core.offline.tune.importance import gate_worth, measure_importance
+from glass_core.offline.tune.importance import measure_importance
 from glass_core.offline.tune.objectives import TextBatch, along_constant_reads, read_densely
 from glass_core.offline.tune.offsets import FloatArray, log_thresholds, no_offsets, place
 from glass_core.offline.tune.settings import TextSettings, TuningSettings
@@ -33,8 +33,7 @@ from glass_core.offline.tune.static_settings import StaticSettings
 from glass_core.offline.tune.tuning import Outcome, TuningRun
 from glass_core.offline.tune.workfolder import TuningFolder
 from glass_core.runners.torch_runner.attention import SequenceCache
-from glass_core.runners.torch_runner.cascade import StageTensors
-from glass_core.runners.torch_runner.ffn import gate_and_up
+from glass_core.runners.torch_runner.cascade import StageTensors, run_cascade
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.artifact import GlobalStatistics, read_artifact, write_artifact
 from glass_core.sparsity.refinement import STAGES, ScoreWeights
@@ -134,7 +133,7 @@ def test_read_slopes_tell_how_reads_answer_a_move_of_one_layers_thresholds(
     x = torch.randn(4000, model.spec.hidden_size, generator=torch.Generator().manual_seed(1))
     rows, step = torch.zeros(len(x), dtype=torch.int64), 0.05
     scores = StageTensors.of_weights(weights, model.device)
-    log_weights = StageTensors(scores.inputs.log(), scores.up.log(), scores.down.log())
+    log_weights = StageTensors(scores.inputs.log(), scores.down.log())
 
     def ffn_at(stage: int, move: float) -> CascadeFfn:
         logs = logs_at(statistics, 0.4)[None].float().clone()
@@ -149,6 +148,27 @@ def test_read_slopes_tell_how_reads_answer_a_move_of_one_layers_thresholds(
         rel = 0.25 if STAGES[stage] == "inputs" else 0.1
         assert float(ffn_at(stage, 0.0).slopes[0, stage, 1]) == pytest.approx(numeric, rel=rel)
         assert numeric < 0
+
+
+def test_the_differentiable_cascade_is_the_served_one(
+    model: TorchModel, weights: ScoreWeights, statistics: GlobalStatistics
+) -> None:
+    """Outputs and reads, of two texts of 30 and 70 tokens under thresholds of their own, in one layer."""
+    x = torch.randn(100, model.spec.hidden_size, generator=torch.Generator().manual_seed(6))
+    text_of_row = torch.repeat_interleave(torch.arange(2), torch.tensor([30, 70]))
+    logs = torch.stack([logs_at(statistics, sparsity) for sparsity in (0.3, 0.6)]).float()
+    scores = StageTensors.of_weights(weights, model.device)
+    ffn = CascadeFfn(model, StageTensors(scores.inputs.log(), scores.down.log()), logs, text_of_row, width=0.2)
+    found = ffn(1, x)
+    thresholds = logs[text_of_row, :, 1].exp().T
+    z, kept = run_cascade(model.layers[1].ffn, model.spec.activation, x, scores.of_layer(1), thresholds)
+    torch.testing.assert_close(found, model.ffn_output(1, z))
+    read = kept.num_weights(model.spec.intermediate_size).double()
+    # the other layers were not run, and read nothing
+    all_weights = 3 * model.spec.intermediate_size * model.spec.hidden_size * model.spec.num_layers
+    expected = [float(read[:30].mean()) / all_weights, float(read[30:].mean()) / all_weights]
+    assert ffn.reads.tolist() == pytest.approx(expected, rel=1e-9)
+    assert expected[0] > 1.3 * expected[1] > 0.0
 
 
 def test_without_thresholds_everything_is_read_and_nothing_lost(batch: TextBatch, model: TorchModel) -> None:
@@ -167,6 +187,8 @@ def test_texts_are_measured_where_their_reads_are_what_was_asked(
     # a text of 30 tokens has 7920 neurons in all layers
     assert measured.reads.tolist() == pytest.approx([0.55, 0.55], abs=2e-3)
     assert (shifts < 0).all()
+    alone = batch.shifts_at_reads(logs_at(statistics, 0.5), torch.zeros(2, dtype=torch.float64), 0.55, width=0.25)
+    assert torch.equal(alone, shifts)
 
 
 def test_gradients_and_values_of_a_text_do_not_depend_on_the_others(
@@ -183,8 +205,8 @@ def test_gradients_and_values_of_a_text_do_not_depend_on_the_others(
 
 def test_gradients_at_constant_reads_vanish_for_a_common_move_and_for_what_reads_explain() -> None:
     generator = torch.Generator().manual_seed(2)
-    slopes = -torch.rand(3, 3, 5, generator=generator, dtype=torch.float64)
-    gradients = torch.randn(3, 3, 5, generator=generator, dtype=torch.float64)
+    slopes = -torch.rand(3, len(STAGES), 5, generator=generator, dtype=torch.float64)
+    gradients = torch.randn(3, len(STAGES), 5, generator=generator, dtype=torch.float64)
     projected = along_constant_reads(gradients, slopes)
     torch.testing.assert_close(projected.sum(dim=(1, 2)), torch.zeros(3, dtype=torch.float64))
     torch.testing.assert_close(along_constant_reads(7 * slopes, slopes), torch.zeros_like(slopes))
@@ -193,9 +215,9 @@ def test_gradients_at_constant_reads_vanish_for_a_common_move_and_for_what_reads
 
 def test_offsets_move_thresholds_by_place_and_sparsities_map_to_places(statistics: GlobalStatistics) -> None:
     table = statistics.refinement["sensitivity"]
-    offsets = np.array([[0.1], [0.2], [-0.3], [0.4], [0.5], [0.0]]) * np.ones((6, table.num_layers))
+    offsets = np.array([[0.1], [0.2], [-0.3], [0.4]]) * np.ones((4, table.num_layers))
     moved = log_thresholds(table, offsets, 0.3, -1.0) - log_thresholds(table, no_offsets(table.num_layers), 0.3, 0.0)
-    np.testing.assert_allclose(moved, np.array([[-0.1], [-0.7], [0.5]]) * np.ones((3, table.num_layers)))
+    np.testing.assert_allclose(moved, np.array([[-0.1], [-0.7]]) * np.ones((2, table.num_layers)))
     places = [place(sparsity, (0.2, 0.35, 0.5)) for sparsity in (0.1, 0.2, 0.35, 0.5, 0.6)]
     assert places == pytest.approx([-1, -1, 0, 1, 1])
 
@@ -335,17 +357,6 @@ def test_where_only_the_static_half_wins_refinement_is_the_measured_one(
     assert found.profiles["tuned"] == profile_of(best)
 
 
-def test_a_gate_pays_where_the_expected_saving_is_what_reading_it_costs() -> None:
-    generator = torch.Generator().manual_seed(0)
-    gates = torch.randn(400, 5, generator=generator) * torch.tensor([0.1, 1.0, 3.0, 10.0, 0.0])
-    gates[:, 2] = -3.0
-    worth = gate_worth(gates)
-    won = (gates[:, :4].double().square() / torch.from_numpy(worth[:4]).square() - 1.0).clamp(min=0.0).mean(dim=0)
-    torch.testing.assert_close(won, torch.ones_like(won))
-    assert worth[2] == pytest.approx(3.0 / np.sqrt(2.0))
-    assert 0.0 < worth[4] < 1e-15
-
-
 WEIGHED = TuningText("any", (3, 1, 4), (1, 5, 9, 2))
 
 
@@ -356,22 +367,21 @@ def loss(model: TorchModel, ffn: Callable[[int, Tensor], Tensor]) -> float:
     return float(next_token_loss(model.logits(hidden), token_ids, len(WEIGHED.prompt) + 1))
 
 
-def test_weights_of_inputs_are_the_root_mean_square_of_the_slopes_through_up(model: TorchModel) -> None:
+def test_weights_of_inputs_are_the_root_mean_square_of_the_slopes_through_gate_and_up(model: TorchModel) -> None:
     found = measure_importance(model, [WEIGHED], SilentProgress())
     layer, index, spec = 1, 5, model.spec
 
     def moved(step: float, token: int) -> float:
         def ffn(number: int, x: Tensor) -> Tensor:
-            gate, up = gate_and_up(model.layers[number].ffn, spec.activation, x)
             if number == layer:
-                up[token] += step * model.layers[number].up_proj[:, index]
-            return model.ffn_output(number, gate * up)
+                x[token, index] += step
+            return model.ffn_output(number, model.ffn_activation(number, x))
 
         return loss(model, ffn)
 
-    step = 0.2
+    step = 0.05
     slopes = [(moved(step, token) - moved(-step, token)) / (2.0 * step) for token in (3, 4, 5)]
-    expected = np.sqrt(np.mean(np.square(slopes)) * spec.hidden_size / spec.intermediate_size)
+    expected = np.sqrt(np.mean(np.square(slopes)) * spec.hidden_size / (2 * spec.intermediate_size))
     assert found.weights.inputs[layer, index] == pytest.approx(expected, rel=0.02)
 
 

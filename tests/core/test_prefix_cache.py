@@ -13,9 +13,9 @@ SNAPSHOT_BYTES = LocalStatistics.zeros(3, 5).num_bytes
 PROMPT = list(range(12))
 
 
-def snapshot(num_tokens: int = 4, *, gates: bool = False) -> LocalStatistics:
+def snapshot(num_tokens: int = 4) -> LocalStatistics:
     ones = np.ones((3, 5), np.float32)
-    return LocalStatistics(ones, ones, num_tokens, ones if gates else None)
+    return LocalStatistics(ones, ones, num_tokens)
 
 
 class Cache:
@@ -25,19 +25,19 @@ class Cache:
         self.allocator = BlockAllocator(num_blocks=num_blocks, block_size=4)
         self.prefixes = PrefixCache(self.allocator, snapshot_bytes=SNAPSHOT_BYTES, statistics_bytes=statistics_bytes)
 
-    def fill(self, prompt: list[int], *, snapshots: tuple[int, ...] = (), gates: bool = False) -> list[int]:
+    def fill(self, prompt: list[int], *, snapshots: tuple[int, ...] = ()) -> list[int]:
         """Run a prompt to its end; `snapshots` are numbers of blocks."""
         keys = block_keys(prompt, 4)
         table = self.prefixes.allocate(len(keys))
         for key, block in zip(keys, table, strict=True):
             self.prefixes.insert(key, block)
         for depth in snapshots:
-            self.prefixes.insert_snapshot(keys[depth - 1], snapshot(depth * 4, gates=gates))
+            self.prefixes.insert_snapshot(keys[depth - 1], snapshot(depth * 4))
         self.allocator.free(table)
         return table
 
-    def find(self, prompt: list[int], *, with_statistics: bool = False, with_gates: bool = False) -> CachedPrefix:
-        return self.prefixes.find(block_keys(prompt, 4), with_statistics=with_statistics, with_gates=with_gates)
+    def find(self, prompt: list[int], *, with_statistics: bool = False) -> CachedPrefix:
+        return self.prefixes.find(block_keys(prompt, 4), with_statistics=with_statistics)
 
 
 @settings(max_examples=100, deadline=None)
@@ -59,7 +59,6 @@ def test_large_token_ids_have_keys() -> None:
 
 def test_a_snapshot_takes_the_bytes_of_its_arrays() -> None:
     assert 2 * snapshot().sum_abs.nbytes == SNAPSHOT_BYTES
-    assert snapshot(gates=True).num_bytes == 3 * snapshot().sum_abs.nbytes
 
 
 def test_the_longest_common_prefix_is_found() -> None:
@@ -81,40 +80,6 @@ def test_with_statistics_the_prefix_ends_at_the_deepest_snapshot() -> None:
     bare = Cache()
     bare.fill(PROMPT)
     assert bare.find(PROMPT, with_statistics=True) == CachedPrefix((), 3, None)
-
-
-def test_with_gates_the_prefix_ends_at_the_deepest_snapshot_that_has_them() -> None:
-    cache = Cache()
-    table = cache.fill(PROMPT, snapshots=(1,), gates=True)
-    cache.fill(PROMPT, snapshots=(2,))
-    assert cache.find(PROMPT, with_statistics=True).blocks == tuple(table[:2])
-    found = cache.find(PROMPT, with_statistics=True, with_gates=True)
-    assert (found.blocks, found.num_matched) == (tuple(table[:1]), 3)
-    plain = Cache()
-    plain.fill(PROMPT, snapshots=(1, 3))
-    assert plain.find(PROMPT, with_statistics=True, with_gates=True) == CachedPrefix((), 3, None)
-
-
-def test_gates_once_kept_stay_and_come_to_a_snapshot_without_them() -> None:
-    cache = Cache()
-    for gates, has_gates in ((False, False), (True, True), (False, True)):
-        cache.fill(PROMPT, snapshots=(3,), gates=gates)
-        found = cache.find(PROMPT, with_statistics=True, with_gates=True)
-        assert bool(found.blocks) == has_gates
-        assert cache.prefixes.num_snapshots == 1
-
-
-def test_gates_take_their_bytes_of_the_budget() -> None:
-    cache = Cache(statistics_bytes=3 * SNAPSHOT_BYTES)
-    for token in (1, 2, 3):
-        cache.fill([token] * 4, snapshots=(1,))
-    cache.fill([4] * 4, snapshots=(1,), gates=True)
-    found = [bool(cache.find([token] * 4, with_statistics=True).blocks) for token in (1, 2, 3, 4)]
-    assert found == [False, False, True, True]
-    tight = Cache(statistics_bytes=SNAPSHOT_BYTES)
-    for gates in (False, True):
-        tight.fill([1] * 4, snapshots=(1,), gates=gates)
-    assert tight.find([1] * 4, with_statistics=True).blocks, "what has no room drops nothing"
 
 
 def test_equal_content_is_kept_once_and_counts_as_used() -> None:

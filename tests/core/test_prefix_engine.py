@@ -17,7 +17,6 @@ from glass_core.sparsity.local_stats import LocalStatistics
 from tests.core.engine_builders import (
     DENSE,
     GRIFFIN,
-    MIXED,
     REFINED,
     CountingSelector,
     make_engine,
@@ -138,30 +137,14 @@ def test_sparse_requests_fill_the_cache_for_dense_ones() -> None:
     assert server.cached([*SYSTEM, 10, 11, 12, 13]) == 12
 
 
-def test_a_repeated_prompt_finds_the_gates_it_needs() -> None:
-    server = Server()
-    found = [server.ask(make_request("r", range(11), sparsity=MIXED)).num_cached_tokens for _ in range(2)]
-    assert found == [0, 8]
-    assert len(set(server.selector.bits_seen)) == len(set(server.selector.plans)) == 1
-
-
-def test_a_prefix_without_gates_is_computed_again_by_who_needs_them() -> None:
+def test_refined_requests_need_no_statistics() -> None:
     """`ask` compares answer and statistics with those of an engine that has no cache."""
     server = Server()
-    order = (GRIFFIN, MIXED, MIXED, GRIFFIN, REFINED)
+    order = (REFINED, REFINED, GRIFFIN, GRIFFIN)
     found = [server.ask(make_request("r", range(11), sparsity=sparsity)).num_cached_tokens for sparsity in order]
-    assert found == [0, 0, 8, 8, 8]
-    collected = [(row.collect_statistics, row.collect_gates) for row in server.rows() if row.plan is None]
-    assert collected == [(True, False), (True, True), (True, True), (True, False), (False, False)]
-
-
-def test_who_needs_gates_does_not_wait_for_statistics_without_them() -> None:
-    server = Server()
-    for name, sparsity in (("a", GRIFFIN), ("b", MIXED), ("c", MIXED)):
-        server.engine.add(make_request(name, range(18), sparsity=sparsity))
-    server.engine.step()
-    assert server.engine.stats().num_requests_running == 2, "the third waits for the second one's gates"
-    run_to_end(server.engine)
+    assert found == [0, 8, 0, 8]
+    collected = [row.collect_statistics for row in server.rows() if row.plan is None]
+    assert collected == [False, False, True, True]
 
 
 def test_without_room_for_statistics_only_dense_requests_hit() -> None:
@@ -303,22 +286,16 @@ class ForgetfulRunner(FakeRunner):
         rows = FakeRunner.execute(self, batch).rows
         if self.forget == "snapshots":
             return StepResult(tuple(replace(row, snapshots=()) for row in rows))
-        if self.forget == "gates":
-            return StepResult(tuple(replace(row, statistics=without_gates(row.statistics)) for row in rows))
         sums = LocalStatistics.zeros(2, 8)
         return StepResult(tuple(replace(row, statistics=sums) for row in rows))
 
 
-def without_gates(statistics: LocalStatistics | None) -> LocalStatistics | None:
-    return None if statistics is None else replace(statistics, sum_gates=None)
-
-
-@pytest.mark.parametrize("forget", ["snapshots", "prior", "gates"])
+@pytest.mark.parametrize("forget", ["snapshots", "prior"])
 def test_a_runner_without_running_sums_fails_the_step(forget: str) -> None:
     runner = ForgetfulRunner()
     runner.forget = forget
     engine = make_engine(runner)
-    engine.add(make_request("r", SYSTEM, sparsity=MIXED if forget == "gates" else GRIFFIN))
+    engine.add(make_request("r", SYSTEM, sparsity=GRIFFIN))
     with pytest.raises(StepFailedError):
         engine.step()
 

@@ -7,14 +7,14 @@ import pytest
 from glass_core.checkpoint.prepared import open_prepared
 from glass_core.runners.native.checkpoint_image import make_image
 from glass_core.runners.native.runner import NativeRunner
-from tests.core.engine_builders import DENSE, GRIFFIN, MIXED
+from tests.core.engine_builders import DENSE, GRIFFIN, REFINED
 from tests.core.prefix_traffic import CACHE, MILD, serve_alike
 from tests.tiny_models import save_tiny_model
 
 pytest.importorskip("glass_core.runners.native._native", reason="the native extension is not built")
 
 
-SPARSITIES = (GRIFFIN, MIXED, MILD, DENSE)
+SPARSITIES = (GRIFFIN, REFINED, MILD, DENSE)
 
 
 @pytest.mark.parametrize("image_format", ["bf16", "int8", "int4"])

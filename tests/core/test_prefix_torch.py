@@ -17,7 +17,7 @@ from glass_core.runners.base import StepBatch, StepRow
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.runner import TorchRunner
 from glass_core.runners.torch_runner.statistics import StatisticsCollector
-from glass_core.sparsity.local_stats import LocalStatistics, first_gate
+from glass_core.sparsity.local_stats import LocalStatistics
 from tests.core.engine_builders import bits_of
 from tests.core.prefix_traffic import CACHE, serve_alike
 from tests.fakes_runner import fake_spec
@@ -37,11 +37,10 @@ def harness(tmp_path_factory: pytest.TempPathFactory) -> Harness:
 def collect(
     z: torch.Tensor, *, prior: LocalStatistics | None = None, lengths: tuple[int, ...] = ()
 ) -> StatisticsCollector:
-    """Collect z (num_layers, num_tokens, intermediate_size), and gates that are a function of it."""
-    first = first_gate(0 if prior is None else prior.num_tokens)
-    collector = StatisticsCollector(SPEC, z.shape[1], prior=prior, snapshot_lengths=lengths, first_gate=first)
+    """Collect z (num_layers, num_tokens, intermediate_size)."""
+    collector = StatisticsCollector(SPEC, z.shape[1], prior=prior, snapshot_lengths=lengths)
     for layer, values in enumerate(z):
-        collector.add(layer, values, values.sin())
+        collector.add(layer, values)
     return collector
 
 
@@ -81,8 +80,6 @@ def test_the_prior_sums_are_continued_and_left_alone() -> None:
     assert bits_of(last.result()) == bits_of(collect(z).result())
     result, [snapshot] = last.result(), last.snapshots()
     assert not np.shares_memory(result.sum_abs, snapshot.sum_abs)
-    assert result.sum_gates is not None and snapshot.sum_gates is not None
-    assert not np.shares_memory(result.sum_gates, snapshot.sum_gates)
 
 
 def zeros(num_layers: int, num_tokens: int) -> LocalStatistics:
@@ -94,11 +91,6 @@ def zeros(num_layers: int, num_tokens: int) -> LocalStatistics:
     [
         (make_row([1], prior_statistics=zeros(3, 0)), "without collecting"),
         (make_row([1], snapshot_ends=(1,)), "without collecting"),
-        (make_row([1], collect_gates=True), "without collecting"),
-        (
-            make_row([1], collect_statistics=True, collect_gates=True, prior_statistics=zeros(3, 0)),
-            "lack sums of gates",
-        ),
         (make_row([1], collect_statistics=True, prior_statistics=zeros(2, 0)), r"shape \(2, 88\), the model \(3, 88\)"),
         (
             make_row([1], collect_statistics=True, prior_statistics=zeros(3, 4)),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from glass_core.config import SchedulerConfig
 from glass_core.engine.engine import Engine
 from glass_core.engine.refine_control import MAX_SCALE, ReadsController
-from tests.core.engine_builders import MIXED, REFINED, answer_alone, make_engine, make_request, run_to_end, tokens_of
+from tests.core.engine_builders import REFINED, answer_alone, make_engine, make_request, run_to_end, tokens_of
 from tests.core.sparsity_samples import property_test
 from tests.fakes_runner import FakeRunner
 
@@ -95,21 +95,10 @@ def test_an_answer_reads_what_was_asked_and_says_so() -> None:
     assert finish.report.sparsity_requested == 0.5
     assert finish.report.sparsity == pytest.approx(0.5, abs=0.02)
     assert finish.report.sparsity != 0.5
-    assert finish.report.lambda_ == 1.0
+    assert finish.report.lambda_ is None
     scales = [row.refine_scales for batch in runner.batches for row in batch.rows if row.plan is not None]
     assert len(set(scales)) > 10
     assert not any(row.collect_statistics for batch in runner.batches for row in batch.rows)
-
-
-def test_with_a_lambda_of_its_own_the_prompts_gates_are_collected_and_it_says_so() -> None:
-    runner = FakeRunner()
-    engine = make_engine(runner)
-    engine.add(make_request(max_tokens=4, sparsity=MIXED))
-    finish = run_to_end(engine)[-1].finish
-    assert finish is not None
-    assert (finish.report.refine, finish.report.lambda_) == (True, MIXED.lambda_)
-    collected = [row.collect_gates for batch in runner.batches for row in batch.rows]
-    assert collected == [True, False, False, False]
 
 
 def test_an_answer_of_one_token_reports_the_promise() -> None:

@@ -101,7 +101,7 @@ def test_any_finite_statistics_can_be_stored(tmp_path_factory: pytest.TempPathFa
 
 def test_the_default_models_size_stays_under_a_megabyte(path: Path) -> None:
     shape = (30, 1536)
-    names = ["impact_abs", "impact_rms", "mean_abs_up", "mean_abs_gate", "mean_z", "mean_square_z", "down_norm"]
+    names = ["impact_abs", "impact_rms", "mean_abs_up", "gate_rms", "mean_z", "mean_square_z", "down_norm"]
     tensors: dict[str, Any] = {name: random_scores(0, shape) for name in [*names, "activation_l1", "activation_l2"]}
     identity = make_manifest(num_layers=shape[0], intermediate_size=shape[1])
     write_artifact(path, GlobalStatistics(manifest=identity, sensitivity=np.ones(30, np.float32), **tensors))
@@ -277,7 +277,7 @@ def test_a_manifest_that_is_no_json_object(path: Path, text: str, message: str) 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 1}, "format_version is 1, this version of glass reads 2.*glass calibrate"),
+        ({"format_version": 2}, "format_version is 2, this version of glass reads 3.*glass calibrate"),
         ({"format_version": True}, "format_version is True"),
         ({"surprise": 1}, r"unknown fields \['surprise'\]"),
         ({"model_name": None}, "model_name must be a string, got None"),

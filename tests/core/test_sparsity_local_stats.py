@@ -27,34 +27,15 @@ def test_definition_token_by_token() -> None:
 @property_test
 @given(seed=st.integers(0, 1000), num_tokens=st.integers(1, 12), data=st.data())
 def test_chunks_add_up_to_the_whole(seed: int, num_tokens: int, data: st.DataObject) -> None:
-    z, gates = make_activations(seed, num_tokens), make_activations(seed + 1, num_tokens)
+    z = make_activations(seed, num_tokens)
     cuts = sorted(data.draw(st.sets(st.integers(1, num_tokens))))
-    total = LocalStatistics.zeros(z.shape[0], z.shape[2], gates=True)
+    total = LocalStatistics.zeros(z.shape[0], z.shape[2])
     for start, stop in zip([0, *cuts], [*cuts, num_tokens], strict=True):
-        total = total + LocalStatistics.from_activations(z[:, start:stop], gates[:, start:stop], start=start)
-    whole = LocalStatistics.from_activations(z, gates)
+        total = total + LocalStatistics.from_activations(z[:, start:stop])
+    whole = LocalStatistics.from_activations(z)
     assert total.num_tokens == whole.num_tokens == num_tokens
-    assert total.sum_gates is not None and whole.sum_gates is not None
-    np.testing.assert_allclose(total.sum_gates, whole.sum_gates, rtol=1e-5)
     np.testing.assert_allclose(total.l1(), whole.l1(), rtol=1e-5)
     np.testing.assert_allclose(total.l2(), whole.l2(), rtol=1e-5)
-
-
-def test_the_mean_gate_leaves_out_the_first_token() -> None:
-    z, gates = make_activations(0, 4), make_activations(1, 4)
-    gates[:, 0] = 1e6
-    mean = LocalStatistics.from_activations(z, gates).mean_abs_gate()
-    assert mean is not None
-    assert mean.dtype == np.float32
-    np.testing.assert_allclose(mean, np.abs(gates[:, 1:]).mean(axis=1), rtol=1e-6)
-
-
-def test_one_token_has_no_mean_gate_nor_have_statistics_without_gates() -> None:
-    z = make_activations(0, 2)
-    assert LocalStatistics.from_activations(z).mean_abs_gate() is None
-    one = LocalStatistics.from_activations(z[:, :1], z[:, :1])
-    assert one.sum_gates is not None and not one.sum_gates.any()
-    assert one.mean_abs_gate() is None
 
 
 @property_test
@@ -93,9 +74,5 @@ def test_broken_activations_stay_visible(value: float) -> None:
 def test_shapes_are_checked() -> None:
     with pytest.raises(ValueError, match=r"got shape \(2, 5\)"):
         LocalStatistics.from_activations(np.zeros((2, 5)))
-    with pytest.raises(ValueError, match=r"got shape \(\(2, 3, 5\), \(2, 4, 5\)\)"):
-        LocalStatistics.from_activations(np.zeros((2, 3, 5)), np.zeros((2, 4, 5)))
-    with pytest.raises(ValueError, match="with gates and statistics without"):
-        LocalStatistics.zeros(2, 5) + LocalStatistics.zeros(2, 5, gates=True)
     with pytest.raises(ValueError, match=r"shapes \(1, 5\) and \(2, 5\)"):
         LocalStatistics.zeros(1, 5) + LocalStatistics.zeros(2, 5)

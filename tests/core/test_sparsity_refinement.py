@@ -12,8 +12,7 @@ from glass_core.sparsity.refinement import STAGES, Refinement, ScoreWeights
 
 
 def weights(**changes: Any) -> ScoreWeights:
-    ones = np.ones((2, 5), np.float32)
-    return replace(ScoreWeights(np.ones((2, 3), np.float32), ones, ones), **changes)
+    return replace(ScoreWeights(np.ones((2, 3), np.float32), np.ones((2, 5), np.float32)), **changes)
 
 
 def refinement(**changes: Any) -> Refinement:
@@ -33,10 +32,10 @@ def test_a_refined_plan_promises_what_its_refinement_reads() -> None:
         ({"reads": 0.0}, r"reads must lie in \(0, 1\], got 0"),
         ({"reads": 1.5}, "reads must lie"),
         ({"reads": float("nan")}, "reads must lie"),
-        ({"thresholds": np.zeros((3, 3), np.float32)}, r"thresholds .* of shape \(3, 2\), got float32 of \(3, 3\)"),
-        ({"thresholds": np.zeros((2, 2), np.float32)}, r"thresholds .* of shape \(3, 2\)"),
-        ({"thresholds": np.zeros((2, 3), np.float32).T}, "thresholds must be contiguous"),
-        ({"thresholds": np.full((3, 2), np.nan, np.float32)}, "thresholds must be finite"),
+        ({"thresholds": np.zeros((2, 3), np.float32)}, r"thresholds .* of shape \(2, 2\), got float32 of \(2, 3\)"),
+        ({"thresholds": np.zeros((3, 2), np.float32)}, r"thresholds .* of shape \(2, 2\)"),
+        ({"thresholds": np.zeros((2, 2), np.float32).T}, "thresholds must be contiguous"),
+        ({"thresholds": np.full((2, 2), np.nan, np.float32)}, "thresholds must be finite"),
     ],
 )
 def test_impossible_refinements_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -47,13 +46,13 @@ def test_impossible_refinements_are_refused(changes: dict[str, Any], message: st
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"down": np.ones(5, np.float32)}, r"down must be \(layers, size\), got \(5,\)"),
+        ({"down": np.ones(2, np.float32)}, r"down must be \(layers, size\), got \(2,\)"),
         ({"inputs": np.ones((3, 3), np.float32)}, r"inputs must be \(layers, size\), got \(3, 3\)"),
-        ({"up": np.ones((2, 5))}, "up must be contiguous float32"),
-        ({"down": np.ones((2, 4), np.float32)}, r"up has shape \(2, 5\), down \(2, 4\)"),
+        ({"down": np.ones((3, 5), np.float32)}, r"inputs must be \(layers, size\), got \(2, 3\)"),
+        ({"down": np.ones((2, 5))}, "down must be contiguous float32"),
         ({"down": np.ones((5, 2), np.float32).T}, "down must be contiguous"),
         ({"inputs": np.full((2, 3), np.inf, np.float32)}, "inputs must be finite"),
-        ({"up": np.full((2, 5), -1.0, np.float32)}, "up must be finite and not negative"),
+        ({"down": np.full((2, 5), -1.0, np.float32)}, "down must be finite and not negative"),
     ],
 )
 def test_impossible_weights_are_refused(changes: dict[str, Any], message: str) -> None:

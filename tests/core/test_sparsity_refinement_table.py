@@ -21,9 +21,9 @@ from tests.core.sparsity_samples import NUM_LAYERS, SHAPE, make_statistics, prop
 SPARSITIES = np.array([0.1, 0.3, 0.6], np.float32)
 THRESHOLDS = np.array(
     [
-        [[0, 1, 0], [1, 2, 3], [0, 0, 0]],
-        [[1, 1, 2], [3, 2, 1], [1, 1, 1]],
-        [[3, 1, 4], [5, 5, 5], [4, 2, 1]],
+        [[0, 1, 0], [1, 2, 3]],
+        [[1, 1, 2], [3, 2, 1]],
+        [[3, 1, 4], [5, 5, 5]],
     ],
     np.float32,
 )
@@ -70,12 +70,12 @@ def test_beyond_the_last_point_is_an_error_with_the_range(sparsity: float) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sparsities": SPARSITIES[:2]}, r"thresholds must be .* of shape \(2, 3, 3\)"),
+        ({"sparsities": SPARSITIES[:2]}, r"thresholds must be .* of shape \(2, 2, 3\)"),
         ({"sparsities": SPARSITIES[:0]}, r"sparsities must be .* of shape \(1,\)"),
-        ({"thresholds": THRESHOLDS[:, :2].copy()}, r"thresholds must be .* of shape \(3, 3, 3\)"),
-        ({"thresholds": THRESHOLDS[..., :2].copy()}, r"thresholds must be .* of shape \(3, 3, 3\)"),
+        ({"thresholds": THRESHOLDS[:, :1].copy()}, r"thresholds must be .* of shape \(3, 2, 3\)"),
+        ({"thresholds": THRESHOLDS[..., :2].copy()}, r"thresholds must be .* of shape \(3, 2, 3\)"),
         ({"thresholds": THRESHOLDS.astype(np.float64)}, "thresholds must be contiguous float32"),
-        ({"thresholds": np.full((3, 3, 3), np.inf, np.float32)}, "thresholds must be finite"),
+        ({"thresholds": np.full((3, 2, 3), np.inf, np.float32)}, "thresholds must be finite"),
         ({"thresholds": -THRESHOLDS}, "not negative"),
         ({"sparsities": SPARSITIES[::-1].copy()}, "must ascend"),
         ({"sparsities": np.array([0.0, 0.1, 0.2], np.float32)}, "must ascend"),
@@ -128,12 +128,13 @@ def test_tables_must_fit_profiles_and_neurons() -> None:
         ({"refinement.uniform.thresholds": None}, r"missing tensors \['refinement.uniform.thresholds'\]"),
         ({"refinement.uniform.more": THRESHOLDS}, r"unknown tensors \['refinement.uniform.more'\]"),
         ({"refinement.uniform.sparsities": THRESHOLDS}, "expected 1 axes and 1 to 1024"),
-        ({"refinement.uniform.thresholds": THRESHOLDS[:2]}, r"thresholds: expected F32 of shape \(3, 3, 3\)"),
+        ({"refinement.uniform.thresholds": THRESHOLDS[:2]}, r"thresholds: expected F32 of shape \(3, 2, 3\)"),
         ({"refinement.uniform.thresholds": -THRESHOLDS}, "refinement of profile 'uniform': .* not negative"),
         ({"refinement.uniform.down_weights": None}, r"missing tensors \['refinement.uniform.down_weights'\]"),
-        ({"refinement.uniform.up_weights.scale": None}, r"missing tensors \['refinement.uniform.up_weights.scale'\]"),
-        ({"refinement.uniform.up_weights": WEIGHTS.up}, r"up_weights: expected F16 of shape \(3, 40\)"),
-        ({"refinement.uniform.up_weights": np.full(SHAPE, np.inf, np.float16)}, "up must be finite"),
+        ({"refinement.uniform.inputs_weights.scale": None}, r"missing tensors \['refinement.*inputs_weights.scale'\]"),
+        ({"refinement.uniform.up_weights": WEIGHTS.down}, r"unknown tensors \['refinement.uniform.up_weights'\]"),
+        ({"refinement.uniform.down_weights": WEIGHTS.down}, r"down_weights: expected F16 of shape \(3, 40\)"),
+        ({"refinement.uniform.down_weights": np.full(SHAPE, np.inf, np.float16)}, "down must be finite"),
         ({"refinement.uniform.down_weights.scale": np.full(3, -1, np.float32)}, "not negative"),
         ({"refinement.uniform.inputs_weights": np.ones(3, np.float16)}, "expected 2 axes and 1 to 131072 along axis 1"),
         ({"refinement.uniform.inputs_weights": np.ones((3, 0), np.float16)}, "expected 2 axes and 1 to 131072"),

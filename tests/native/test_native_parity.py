@@ -4,9 +4,7 @@ What may differ is the rounding of keys and values to bfloat16 and of activation
 Errors are relative to the spread of the logits; leaving out a bias, a norm or a rotation costs 0.3 and more.
 """
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -66,11 +64,11 @@ def test_a_plan_equals_torch_views(budgets: tuple[int, ...], image_format: str, 
 @pytest.mark.parametrize("variant", FEW_VARIANTS, ids=by_name)
 def test_statistics_equal_torch(variant: Variant, image_format: str, tmp_path: Path) -> None:
     native, torch_runner = pair(variant, tmp_path, image_format)
-    row = make_row(PROMPT, collect_statistics=True, collect_gates=True)
+    row = make_row(PROMPT, collect_statistics=True)
     (actual,), (expected,) = native.step(row)[1].rows, torch_runner.step(row)[1].rows
     assert actual.statistics is not None and expected.statistics is not None
     assert actual.statistics.num_tokens == len(PROMPT)
-    for name in ("sum_abs", "sum_squares", "sum_gates"):
+    for name in ("sum_abs", "sum_squares"):
         ours, theirs = getattr(actual.statistics, name), getattr(expected.statistics, name)
         assert correlation_error(ours, theirs) < TOLERANCE[image_format]
 
@@ -82,51 +80,25 @@ def test_neuron_magnitudes_equal_torch(image_format: str, tmp_path: Path) -> Non
     np.testing.assert_allclose(native.runner.neuron_magnitudes(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("gates", [False, True])
-@pytest.mark.parametrize("cuts", [(7, 20, 32), (1, 2, 40)], ids=str)
-def test_statistics_continue_bit_for_bit(cuts: tuple[int, ...], gates: bool, tmp_path: Path) -> None:
+def test_statistics_continue_bit_for_bit(tmp_path: Path) -> None:
     native = NativeHarness(make_header(FEW_VARIANTS[0], tmp_path, "int4"))
-    collecting: dict[str, Any] = {"collect_statistics": True, "collect_gates": gates}
-    whole = native.step(make_row(PROMPT, slot=0, **collecting))[1].rows[0].statistics
-    assert whole is not None
-    assert (whole.sum_gates is not None) == gates
-    (row,) = native.step(make_row(PROMPT, slot=1, snapshot_ends=(*cuts, len(PROMPT)), **collecting))[1].rows
+    whole = statistics_of(native, PROMPT, slot=0)
+    cuts = (7, 20, 32)
+    (row,) = native.step(make_row(PROMPT, slot=1, collect_statistics=True, snapshot_ends=(*cuts, len(PROMPT))))[1].rows
     assert_same(row.statistics, whole)
     assert len(row.snapshots) == 4
     prior: LocalStatistics | None = None
     for start, end, snapshot in zip((0, *cuts), (*cuts, len(PROMPT)), row.snapshots, strict=True):
-        chunk = make_row(PROMPT[start:end], slot=2, start=start, prior_statistics=prior, **collecting)
+        chunk = make_row(PROMPT[start:end], slot=2, start=start, collect_statistics=True, prior_statistics=prior)
         prior = native.step(chunk)[1].rows[0].statistics
         assert_same(prior, snapshot)
     assert row.snapshots[-1].sum_abs is not row.statistics.sum_abs if row.statistics else False
 
 
-def test_gates_change_no_other_sum_and_are_each_rows_own(tmp_path: Path) -> None:
-    """Rows that collect gates, rows that do not and rows that collect nothing, side by side."""
-    native = NativeHarness(make_header(MLP_BIAS, tmp_path, "int8"))
-    rows = (
-        make_row(PROMPT[:9], slot=0, collect_statistics=True),
-        make_row(PROMPT[:20], slot=1, collect_statistics=True, collect_gates=True),
-        make_row(PROMPT[:3], slot=2),
-        make_row(ANSWER, slot=3, collect_statistics=True, collect_gates=True),
-    )
-    for row, together in zip(rows, native.step(*rows)[1].rows, strict=True):
-        alone = native.step(row)[1].rows[0].statistics
-        assert (alone is not None) == row.collect_statistics
-        if alone is not None:
-            assert_same(together.statistics, alone)
-    without = native.step(replace(rows[1], collect_gates=False))[1].rows[0].statistics
-    with_gates = native.step(rows[1])[1].rows[0].statistics
-    assert with_gates is not None
-    assert_same(without, replace(with_gates, sum_gates=None))
-
-
-def test_the_first_position_has_no_gates(tmp_path: Path) -> None:
-    native = NativeHarness(make_header(FEW_VARIANTS[0], tmp_path, "bf16"))
-    one = native.step(make_row(PROMPT[:1], collect_statistics=True, collect_gates=True))[1].rows[0].statistics
-    assert one is not None and one.sum_gates is not None
-    assert not one.sum_gates.any()
-    assert one.sum_abs.any()
+def statistics_of(native: NativeHarness, tokens: tuple[int, ...], slot: int) -> LocalStatistics:
+    statistics = native.step(make_row(tokens, slot=slot, collect_statistics=True))[1].rows[0].statistics
+    assert statistics is not None
+    return statistics
 
 
 def assert_same(actual: LocalStatistics | None, expected: LocalStatistics) -> None:
@@ -134,6 +106,3 @@ def assert_same(actual: LocalStatistics | None, expected: LocalStatistics) -> No
     assert actual.num_tokens == expected.num_tokens
     np.testing.assert_array_equal(actual.sum_abs, expected.sum_abs)
     np.testing.assert_array_equal(actual.sum_squares, expected.sum_squares)
-    assert (actual.sum_gates is None) == (expected.sum_gates is None)
-    if actual.sum_gates is not None and expected.sum_gates is not None:
-        np.testing.assert_array_equal(actual.sum_gates, expected.sum_gates)

@@ -29,7 +29,7 @@ PROMPT = random_tokens(9, seed=1)
 ANSWER = random_tokens(8, seed=2)
 SCALES = (0.5, 1.0, 2.0, 1.0, 0.25, 3.0, 1.0, 1.5)
 TOLERANCE = {"bf16": 0.015, "int8": 0.08, "int4": 0.08}
-KINDS = {"bf16": "bf16", "int8": "q8", "int4": "q4"}
+COLUMNS = (".inputs", ".input_scales")
 
 
 def by_name(variant: Variant) -> str:
@@ -37,13 +37,13 @@ def by_name(variant: Variant) -> str:
 
 
 def refine(plan: SparsityPlan, weights: ScoreWeights, *thresholds: float) -> SparsityPlan:
-    """The plan with these score weights, and the same thresholds, of inputs, up and down, for all layers."""
-    by_layer = np.tile(np.array(thresholds, np.float32)[:, None], (1, len(weights.up)))
+    """The plan with these score weights, and the same thresholds, of inputs and down, for all layers."""
+    by_layer = np.tile(np.array(thresholds, np.float32)[:, None], (1, len(weights.down)))
     return replace(plan, refinement=Refinement(weights, by_layer, reads=0.5))
 
 
 def sizes_of(spec: ModelSpec) -> tuple[tuple[int, int], ...]:
-    return tuple((spec.num_layers, size) for size in (spec.hidden_size, spec.intermediate_size, spec.intermediate_size))
+    return tuple((spec.num_layers, size) for size in (spec.hidden_size, spec.intermediate_size))
 
 
 def some_scores(spec: ModelSpec, seed: int = 3) -> ScoreWeights:
@@ -56,21 +56,21 @@ def drop_some(
     pool: Sequence[int],
     *,
     input_threshold: float = 0.5,
-    up_threshold: float = 0.4,
+    down_threshold: float = 0.04,
     seed: int = 0,
 ) -> SparsityPlan:
     """What a token keeps depends on its scores; at scale 1 each stage keeps and drops many."""
     plan = make_plan(spec, pool, seed=seed)
-    return refine(plan, some_scores(spec, seed), input_threshold, up_threshold, up_threshold / 10)
+    return refine(plan, some_scores(spec, seed), input_threshold, down_threshold)
 
 
 def far_from_thresholds(spec: ModelSpec, pool: Sequence[int]) -> SparsityPlan:
     """Scores are either 0 or huge, so rounding decides nothing: each stage keeps about half of what it is given."""
     rng = np.random.default_rng(5)
     masks = [(rng.random(shape) < 0.5).astype(np.float32) for shape in sizes_of(spec)]
-    factors = (np.float32(factor) for factor in (1e9, 1e9, 1e12))
+    factors = (np.float32(factor) for factor in (1e9, 1e12))
     weights = ScoreWeights(*(mask * factor for mask, factor in zip(masks, factors, strict=True)))
-    return refine(make_plan(spec, pool, seed=1), weights, 1e-3, 1e-3, 1e-3)
+    return refine(make_plan(spec, pool, seed=1), weights, 1e-3, 1e-3)
 
 
 def full_pool(spec: ModelSpec) -> tuple[int, ...]:
@@ -132,21 +132,21 @@ def test_the_extremes(image_format: str, isa: str, tmp_path: Path) -> None:
     native.feed([PROMPT])
     row = make_row(ANSWER, start=len(PROMPT), sample=greedy())
     without_ffn = native.step(replace(row, plan=nothing))[0]
-    cases = [((0.0, 1e30, 0.0), 1 / 3), ((0.0, 0.0, 1e30), 2 / 3), ((1e30, 0.0, 0.0), 2 / 3), ((1e30, 1e30, 0.0), 0.0)]
+    cases = [((0.0, 1e30), 2 / 3), ((1e30, 0.0), 1 / 3), ((1e30, 1e30), 0.0)]
     for thresholds, reads in cases:
         logits, result = native.step(replace(row, plan=refine(everything, scores, *thresholds)))
         np.testing.assert_array_equal(logits, without_ffn)
         assert result.rows[0].ffn_reads == pytest.approx(reads)
-    logits, result = native.step(replace(row, plan=refine(everything, scores, 0.0, 0.0, 0.0)))
+    logits, result = native.step(replace(row, plan=refine(everything, scores, 0.0, 0.0)))
     assert result.rows[0].ffn_reads == 1.0
-    # from its columns, up_proj gives the dense model's u but for the rounding of its inputs
+    # from their columns, gate and u are the dense model's but for the rounding of inputs
     assert correlation_error(logits[0], native.step(row)[0][0]) < TOLERANCE[image_format]
 
 
 def mixed_rows(native: NativeHarness) -> tuple[StepRow, ...]:
     """Refined rows of one token and of several, static and dense ones, a chunk of a prompt that collects."""
     spec, m = native.spec, native.spec.intermediate_size
-    refined = [drop_some(spec, full_pool(spec)), drop_some(spec, (m // 2, m, 3), up_threshold=0.3, seed=7)]
+    refined = [drop_some(spec, full_pool(spec)), drop_some(spec, (m // 2, m, 3), down_threshold=0.03, seed=7)]
     for slot in range(5):
         native.feed([PROMPT[: slot + 2]], slot=slot)
     return (
@@ -154,7 +154,7 @@ def mixed_rows(native: NativeHarness) -> tuple[StepRow, ...]:
         make_row(ANSWER[:5], slot=1, start=3, plan=refined[1], refine_scales=SCALES[:5], sample=greedy()),
         make_row(ANSWER[:1], slot=2, start=4, plan=make_plan(spec, (m // 3, 0, m), seed=4), sample=greedy()),
         make_row(ANSWER[:1], slot=3, start=5, plan=refined[0], sample=greedy()),
-        make_row(ANSWER, slot=4, start=6, collect_statistics=True, collect_gates=True, sample=greedy()),
+        make_row(ANSWER, slot=4, start=6, collect_statistics=True, sample=greedy()),
     )
 
 
@@ -176,7 +176,6 @@ def test_a_batch_equals_its_rows(variant: Variant, image_format: str, isa: str, 
                 assert row_result.cost.ffn_flops_planned == own.cost.ffn_flops_planned
                 if own.statistics is not None and row_result.statistics is not None:
                     np.testing.assert_array_equal(row_result.statistics.sum_abs, own.statistics.sum_abs)
-                    np.testing.assert_array_equal(row_result.statistics.sum_gates, own.statistics.sum_gates)
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -248,10 +247,9 @@ def work_of(header: ImageHeader, plan: SparsityPlan) -> tuple[int, int]:
     weights = num_bytes = 0
     for layer, pool in enumerate(plan.neurons):
         inputs = np.flatnonzero(refinement.weights.inputs[layer])
-        gated = pool[refinement.weights.up[layer][pool] > 0]
-        summed = gated[refinement.weights.down[layer][gated] > 0]
-        weights += spec.intermediate_size * len(inputs) + spec.hidden_size * (len(gated) + len(summed))
-        for name, kept in (("inputs", inputs), ("gate", gated), ("down", summed)):
+        summed = pool[refinement.weights.down[layer][pool] > 0]
+        weights += 2 * spec.intermediate_size * len(inputs) + spec.hidden_size * len(summed)
+        for name, kept in (("inputs", inputs), ("down", summed)):
             num_bytes += header.tensors[f"layers.{layer}.{name}"].row_bytes * len(kept)
         for name, kept in (("input_scales", inputs), ("down_scales", summed)):
             scales = header.tensors.get(f"layers.{layer}.{name}")
@@ -274,15 +272,15 @@ def test_one_token_is_counted_to_the_byte(image_format: str, tmp_path: Path) -> 
         assert result.ffn_reads == pytest.approx(flops / cost.ffn_flops_dense)
 
 
+def bytes_of(header: ImageHeader, *endings: str) -> int:
+    return sum(tensor.num_bytes for name, tensor in header.tensors.items() if name.endswith(endings))
+
+
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_mixed_steps_never_execute_less_than_planned(image_format: str, tmp_path: Path) -> None:
     native = NativeHarness(make_header(ODD_SIZES, tmp_path, image_format))
     rows = mixed_rows(native)
-    up_twice = sum(
-        tensor.num_bytes
-        for name, tensor in native.runner.header.tensors.items()
-        if name.endswith((".inputs", ".input_scales"))
-    )
+    columns, by_rows = (bytes_of(native.runner.header, *names) for names in (COLUMNS, (".gate", ".up")))
     for kept in ((0, 1), (0, 3), (0, 1, 2, 3), (0, 1, 2, 3, 4)):
         costs = [result.cost for result in native.step(*(rows[index] for index in kept))[1].rows]
         for cost in costs:
@@ -290,7 +288,9 @@ def test_mixed_steps_never_execute_less_than_planned(image_format: str, tmp_path
             assert cost.ffn_bytes_planned <= cost.ffn_bytes_computed
         total = sum(costs, StepCost())
         only_refined = not {2, 4} & set(kept)
-        assert total.ffn_bytes_computed <= total.ffn_bytes_dense + (0 if only_refined else up_twice)
+        # columns are padded by their own length, which is odder here
+        surplus = max(columns - by_rows, 0) if only_refined else columns
+        assert total.ffn_bytes_computed <= total.ffn_bytes_dense + surplus
         assert only_refined or total.ffn_bytes_computed > total.ffn_bytes_planned
 
 
@@ -300,7 +300,7 @@ def test_plans_are_forgotten_and_share_their_arrays(tmp_path: Path) -> None:
     assert plan.refinement is not None
     first = native.step(make_row(ANSWER, plan=plan, sample=greedy()))[0].copy()
     native.runner.release("sequence-0")
-    other = replace(plan, refinement=replace(plan.refinement, thresholds=np.full((3, 3), 1e30, np.float32)))
+    other = replace(plan, refinement=replace(plan.refinement, thresholds=np.full((2, 3), 1e30, np.float32)))
     assert (native.step(make_row(ANSWER, plan=other, sample=greedy()))[0] != first).any()
     np.testing.assert_array_equal(native.step(make_row(ANSWER, plan=plan, sample=greedy()))[0], first)
 
@@ -308,10 +308,10 @@ def test_plans_are_forgotten_and_share_their_arrays(tmp_path: Path) -> None:
 def test_what_cannot_be_refined_is_refused(tmp_path: Path) -> None:
     native = NativeHarness(make_header(ODD_SIZES, tmp_path, "int4"))
     plan, small = drop_some(native.spec, full_pool(native.spec)), np.ones((3, 7), np.float32)
-    weights = ScoreWeights(small, small, small)
+    weights = ScoreWeights(small, small)
     with pytest.raises(EngineFailureError, match="2 refine_scales for 1 tokens"):
         native.step(make_row([1], plan=plan, refine_scales=(1.0, 1.0)))
-    misfit = refine(make_plan(native.spec, (1, 1, 1)), weights, 0.0, 0.0, 0.0)
+    misfit = refine(make_plan(native.spec, (1, 1, 1)), weights, 0.0, 0.0)
     with pytest.raises(EngineFailureError, match=r"refinement has sizes \(3, 7, 7\), the model \(3, 200, 104\)"):
         native.step(make_row([1], plan=misfit))
     with pytest.raises(ValueError, match=r"must have the shape \(3, 104\)"):

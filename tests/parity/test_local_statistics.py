@@ -33,23 +33,11 @@ def hf_normalized_z(hf_model: Any, tokens: tuple[int, ...]) -> npt.NDArray[np.fl
     return normalized
 
 
-def hf_mean_gates(hf_model: Any, tokens: tuple[int, ...]) -> npt.NDArray[np.float64]:
-    """E|act(gate)| of every layer over all tokens but the first, (num_layers, intermediate_size)."""
-    seen: list[Tensor] = []
-    for layer in hf_model.model.layers:
-        layer.mlp.act_fn.register_forward_hook(lambda _module, _inputs, output: seen.append(output[0].double()))
-    hf_logits(hf_model, tokens)
-    gates: npt.NDArray[np.float64] = torch.stack(seen).numpy()
-    means: npt.NDArray[np.float64] = np.abs(gates[:, 1:]).mean(axis=1)
-    return means
-
-
-def collect(harness: Harness, calls: list[tuple[int, ...]], slot: int, *, gates: bool = False) -> LocalStatistics:
+def collect(harness: Harness, calls: list[tuple[int, ...]], slot: int) -> LocalStatistics:
     total: LocalStatistics | None = None
     start = 0
     for tokens in calls:
-        row = make_row(tokens, slot=slot, start=start, collect_statistics=True, collect_gates=gates)
-        _, result = harness.step(row)
+        _, result = harness.step(make_row(tokens, slot=slot, start=start, collect_statistics=True))
         statistics = result.rows[0].statistics
         assert statistics is not None
         total = statistics if total is None else total + statistics
@@ -67,17 +55,6 @@ def test_whole_and_chunked_statistics_equal_hf(variant: Variant, tmp_path: Path)
         assert statistics.sum_abs.dtype == statistics.sum_squares.dtype == np.float32
         np.testing.assert_allclose(statistics.l1(), np.abs(normalized).mean(axis=1), atol=1e-5)
         np.testing.assert_allclose(statistics.l2(), np.sqrt((normalized**2).sum(axis=1)), atol=1e-5)
-
-
-def test_whole_and_chunked_gates_equal_hf(variant: Variant, tmp_path: Path) -> None:
-    expected = hf_mean_gates(variant.hf_model(), PROMPT)
-    harness = Harness(variant.save(tmp_path))
-    for slot, calls in enumerate(([PROMPT], split(PROMPT, 1, 7, 13), singles(PROMPT))):
-        statistics = collect(harness, calls, slot, gates=True)
-        mean = statistics.mean_abs_gate()
-        assert mean is not None
-        np.testing.assert_allclose(mean, expected, atol=1e-5)
-    assert collect(harness, [PROMPT], 3).sum_gates is None
 
 
 def test_one_token_prompt(variant: Variant, tmp_path: Path) -> None:

@@ -302,13 +302,13 @@ async def test_refinement_is_the_default_where_nothing_speaks_against_it(
     [
         ({}, {}, (True, None)),
         ({}, {"lambda": 0.5}, (False, 0.5)),  # ranked statically
-        ({}, {"lambda": 0.5, "glass_refine": True}, (True, 0.5)),
+        ({}, {"lambda": 0.5, "glass_refine": False}, (False, 0.5)),
+        ({"refine": True}, {"lambda": 0.5}, (False, 0.5)),
         ({"default_lambda": 0.3}, {}, (False, 0.3)),
         ({"default_lambda": 0.3}, {"glass_refine": True}, (True, None)),  # the server's is for static rankings
-        ({"default_lambda": 0.3}, {"lambda": 0.5, "glass_refine": True}, (True, 0.5)),
     ],
 )
-async def test_refined_answers_take_a_lambda_of_the_requests_own(
+async def test_refined_answers_have_no_lambda(
     text: TextProcessor,
     engine: FakeEngineClient,
     settings: dict[str, Any],
@@ -321,7 +321,36 @@ async def test_refined_answers_take_a_lambda_of_the_requests_own(
         response = await client.post(CHAT, json={**HELLO, "glass_sparsity": 0.5, **fields})
     params, report = engine.requests[0].sparsity, response.json()["glass"]
     assert (params.refine, params.lambda_) == expected
-    assert (report["refine"], report["lambda"]) == (expected[0], 1.0 if expected[1] is None else expected[1])
+    assert (report["refine"], report["lambda"]) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "fields", "headers"),
+    [
+        ({}, {"lambda": 0.5, "glass_refine": True}, {}),
+        ({}, {"lambda": 1, "glass_refine": True, "glass_sparsity": 0.5}, {}),
+        ({}, {"lambda": 0.5, "glass_refine": True, "glass_sparsity": 0}, {}),
+        ({}, {"lambda": 0.5}, {"X-Glass-Refine": "true"}),
+        ({}, {"glass_refine": True}, {"X-Glass-Lambda": "0.5"}),
+        ({"default_lambda": 0.3}, {"lambda": 0.3, "glass_refine": True}, {}),
+    ],
+)
+async def test_a_refined_request_with_a_lambda_is_refused(
+    text: TextProcessor,
+    engine: FakeEngineClient,
+    settings: dict[str, Any],
+    fields: dict[str, Any],
+    headers: dict[str, str],
+) -> None:
+    engine.info = REFINABLE
+    transport = httpx.ASGITransport(create_app(Settings(**settings), engine, text))
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.post(CHAT, json={**HELLO, **fields}, headers=headers)
+    assert response.status_code == 400
+    error = response.json()["error"]
+    assert (error["type"], error["param"]) == ("invalid_request_error", "lambda")
+    assert "leave out lambda, or set glass_refine to false" in error["message"]
+    assert not engine.requests
 
 
 async def test_without_thresholds_nothing_is_refined_by_default(

@@ -1,10 +1,10 @@
 """Shares of the cascade per layer: who keeps how much at each stage, so that the predicted damage is least.
 
-A layer that keeps a share a of its inputs for up_proj, b of its gate rows and c of its down columns reads
-(a + b + c) / 3 of its weights. Its damage is taken to be sensitivity * (error(a) + error(b, c)) / error of the static
-half whose damage the sensitivity is: errors of skipped inputs and of skipped neurons add up, and so do damages of
-layers. Under a fixed mean of the reads, every layer's best a and best (b, c) minimize damage + price * reads, each by
-itself, for one price common to all (Lagrange); the price is found by bisection.
+A layer that keeps a share a of its inputs, for gate_proj and up_proj, and b of its down columns reads (2 a + b) / 3 of
+its weights. Its damage is taken to be sensitivity * (error(a) + error(b)) / error of the static half whose damage the
+sensitivity is: errors of skipped inputs and of skipped columns add up, and so do damages of layers. Under a fixed mean
+of the reads, every layer's best a and best b minimize damage + price * reads, each by itself, for one price common to
+all (Lagrange); the price is found by bisection.
 """
 
 from collections.abc import Sequence
@@ -18,11 +18,9 @@ from glass_core.errors import ConfigurationError
 FloatArray = npt.NDArray[np.float64]
 Choice = npt.NDArray[np.intp]
 
-# Shares of inputs that up_proj keeps, of neurons that the gate keeps, and of these those that reach down: closer where
-# errors change fast.
+# Shares of inputs, and of neurons that reach down: closer where errors change fast.
 INPUT_SHARES = (0.04, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-UP_SHARES = (0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-DOWN_RATIOS = (0.2, 0.35, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+DOWN_SHARES = (0.01, 0.02, 0.04, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 # points of the finer grid per interval of the measured one
 _REFINEMENT = 8
 _NUM_BISECTIONS = 60
@@ -30,34 +28,42 @@ _NUM_BISECTIONS = 60
 
 @dataclass(frozen=True, slots=True)
 class LayerShares:
-    """Shares of all (layer, token) inputs kept for up, and of neurons kept for the gate and for down, each
-    (num_layers,): 0 < inputs <= 1, 0 < down <= up <= 1."""
+    """Shares of all (layer, token) inputs kept for gate and up, and of neurons that reach down, each (num_layers,), in
+    (0, 1]."""
 
     inputs: FloatArray
-    up: FloatArray
     down: FloatArray
 
     @property
     def reads(self) -> float:
         """Mean share of the FFN's weights that is read."""
-        return float(np.mean((self.inputs + self.up + self.down) / 3.0))
+        return float(np.mean((2.0 * self.inputs + self.down) / 3.0))
 
 
 @dataclass(frozen=True, slots=True)
 class LocalErrors:
-    """At the grids' points: `inputs` (num_layers, len(INPUT_SHARES)) of skipping inputs of up_proj alone, `neurons`
-    (num_layers, len(UP_SHARES), len(DOWN_RATIOS)) of skipping neurons alone."""
+    """At the grids' points: `inputs` (num_layers, len(INPUT_SHARES)) of skipping inputs alone, `down` (num_layers,
+    len(DOWN_SHARES)) of skipping down columns alone."""
 
     inputs: FloatArray
-    neurons: FloatArray
+    down: FloatArray
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
-    """What every layer may choose from: damage of each point (num_layers, n), and its reads (n,)."""
+    """What every layer may choose from at one stage: shares (n,), their reads (n,), and the damage (num_layers, n)."""
 
-    damage: FloatArray
+    shares: FloatArray
     cost: FloatArray
+    damage: FloatArray
+
+    @classmethod
+    def between(cls, grid: tuple[float, ...], part: float, damage: FloatArray) -> "_Options":
+        """On a finer grid than the measured one (damage (num_layers, len(grid))), by lines. `part`: the stage's of the
+        FFN's weights."""
+        places = np.linspace(0, len(grid) - 1, (len(grid) - 1) * _REFINEMENT + 1)
+        shares = np.interp(places, np.arange(len(grid)), grid)
+        return cls(shares, part * shares, np.stack([np.interp(shares, grid, layer) for layer in damage]))
 
     def best(self, price: float) -> Choice:
         best: Choice = (self.damage + price * self.cost).argmin(axis=1)
@@ -73,18 +79,15 @@ def allocate(errors: LocalErrors, weights: FloatArray, reads: float) -> LayerSha
     `weights` (num_layers,): damage per unit of error. Raises ConfigurationError when `reads` lies outside what the
     grids can reach.
     """
-    input_axis, up_axis, ratio_axis = _finer(INPUT_SHARES), _finer(UP_SHARES), _finer(DOWN_RATIOS)
-    up = np.repeat(up_axis, len(ratio_axis))
-    down = up * np.tile(ratio_axis, len(up_axis))
-    of_inputs = np.stack([np.interp(input_axis, INPUT_SHARES, layer) for layer in errors.inputs])
-    of_neurons = np.stack([_interpolated(layer, up_axis, ratio_axis).ravel() for layer in errors.neurons])
     options = (
-        _Options(weights[:, None] * of_inputs, input_axis / 3.0),
-        _Options(weights[:, None] * of_neurons, (up + down) / 3.0),
+        _Options.between(INPUT_SHARES, 2.0 / 3.0, weights[:, None] * errors.inputs),
+        _Options.between(DOWN_SHARES, 1.0 / 3.0, weights[:, None] * errors.down),
     )
-    few, many = _bracket(options, reads)
-    shares = [LayerShares(input_axis[best], up[neurons], down[neurons]) for best, neurons in (few, many)]
-    return _mix(shares[0], shares[1], reads)
+    few, many = (
+        LayerShares(*(kind.shares[chosen] for kind, chosen in zip(options, best, strict=True)))
+        for best in _bracket(options, reads)
+    )
+    return _mix(few, many, reads)
 
 
 def _bracket(options: Sequence[_Options], reads: float) -> tuple[list[Choice], list[Choice]]:
@@ -112,19 +115,4 @@ def _mix(few: LayerShares, many: LayerShares, reads: float) -> LayerShares:
     width = many.reads - few.reads
     part = (reads - few.reads) / width if width > 0 else 0.0
     part = min(max(part, 0.0), 1.0)
-    return LayerShares(
-        few.inputs + part * (many.inputs - few.inputs),
-        few.up + part * (many.up - few.up),
-        few.down + part * (many.down - few.down),
-    )
-
-
-def _finer(axis: tuple[float, ...]) -> FloatArray:
-    places = np.linspace(0, len(axis) - 1, (len(axis) - 1) * _REFINEMENT + 1)
-    return np.interp(places, np.arange(len(axis)), axis)
-
-
-def _interpolated(errors: FloatArray, up_axis: FloatArray, ratio_axis: FloatArray) -> FloatArray:
-    """Bilinear: (len(UP_SHARES), len(DOWN_RATIOS)) to (len(up_axis), len(ratio_axis))."""
-    by_ratio = np.stack([np.interp(ratio_axis, DOWN_RATIOS, row) for row in errors])
-    return np.stack([np.interp(up_axis, UP_SHARES, column) for column in by_ratio.T], axis=1)
+    return LayerShares(few.inputs + part * (many.inputs - few.inputs), few.down + part * (many.down - few.down))

@@ -4,37 +4,42 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from glass_core.runners.torch_runner.attention import SequenceCache
-from glass_core.runners.torch_runner.ffn import gate_and_up
+from glass_core.runners.torch_runner.ffn import ACTIVATIONS
 from glass_core.runners.torch_runner.model import TorchModel
 
 
 @dataclass(frozen=True, slots=True)
 class LayerTrace:
-    """One layer's input x (num_tokens, hidden_size), and g = act(gate_proj x), u = up_proj x and z = g * u, each
+    """One layer's input x (num_tokens, hidden_size), and h = gate_proj x, g = act(h), u = up_proj x and z = g * u, each
     (num_tokens, intermediate_size)."""
 
     x: Tensor
+    pre_gate: Tensor
     gate: Tensor
     up: Tensor
     z: Tensor
 
 
 class TracingFfn:
-    """A dense `Ffn` that keeps each layer's x, g, u, z. With grad enabled, every z can be differentiated against."""
+    """A dense `Ffn` that keeps each layer's x, h, g, u, z. With grad enabled, every x and z can be differentiated
+    against."""
 
     def __init__(self, model: TorchModel) -> None:
         self._model = model
         self.traces: list[LayerTrace] = []
 
     def __call__(self, layer: int, x: Tensor) -> Tensor:
-        gate, up = gate_and_up(self._model.layers[layer].ffn, self._model.spec.activation, x)
+        if torch.is_grad_enabled() and not x.requires_grad:
+            # weights are frozen, so the first layer's x is where the graph begins
+            x.requires_grad_()
+        weights = self._model.layers[layer].ffn
+        pre_gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+        gate = ACTIVATIONS[self._model.spec.activation](pre_gate)
         z = gate * up
-        if torch.is_grad_enabled() and not z.requires_grad:
-            # weights are frozen, so the first layer's z is where the graph begins
-            z.requires_grad_()
-        self.traces.append(LayerTrace(x, gate, up, z))
+        self.traces.append(LayerTrace(x, pre_gate, gate, up, z))
         return self._model.ffn_output(layer, z)
 
 

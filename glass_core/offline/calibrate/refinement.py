@@ -1,9 +1,9 @@
 """Thresholds of token-level refinement, as quantiles of the scores that a text brings about.
 
 For each sparsity the text passes through the model once, layer by layer and stage by stage: each stage sees what the
-one before left (up_proj of the kept inputs), each layer what the layers below left, so that thresholds fit the pruned
-model's scores, not the dense one's. Pruned are the tokens that a server would decode, never the prompt (here: a chat's
-template and question) and never position 0.
+one before left (gate and up of the kept inputs), each layer what the layers below left, so that thresholds fit the
+pruned model's scores, not the dense one's. Pruned are the tokens that a server would decode, never the prompt (here: a
+chat's template and question) and never position 0.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,9 @@ from glass_core.offline.calibrate.local_errors import share_thresholds
 from glass_core.offline.calibrate.statistics import Float32Array
 from glass_core.runners.torch_runner.attention import JoinedCaches, SequenceCache
 from glass_core.runners.torch_runner.cascade import StageTensors
-from glass_core.runners.torch_runner.ffn import gate_alone, up_alone
+from glass_core.runners.torch_runner.ffn import ffn_activation
 from glass_core.runners.torch_runner.model import TorchModel
+from glass_core.runners.torch_runner.weights import LayerWeights
 from glass_core.sparsity.refinement import STAGES, ScoreWeights
 from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.sparsity.stored_tensor import as_stored
@@ -27,21 +28,31 @@ from glass_core.sparsity.stored_tensor import as_stored
 SPARSITIES = tuple(step / 100 for step in range(10, 71, 5))
 
 
-def score_weights(model: TorchModel, gate_rms: Float32Array, down_norm: Float32Array) -> ScoreWeights:
-    """The default weights, as an artifact stores them: norms of what the layer's output loses with x_i, u_j and z_j,
-    where the rest is only known by its root-mean-square. `gate_rms`, `down_norm` (num_layers, m)."""
-    gains = gate_rms * down_norm
-    inputs = [input_weights(layer.up_proj, gain) for layer, gain in zip(model.layers, gains, strict=True)]
-    return ScoreWeights(*(as_stored(values) for values in (np.stack(inputs), gains, down_norm)))
+def score_weights(
+    model: TorchModel, gate_rms: Float32Array, gate_slope_rms: Float32Array, down_norm: Float32Array
+) -> ScoreWeights:
+    """The default weights, as an artifact stores them: norms of what the layer's output loses with x_i and z_j, where
+    the rest is only known by its root-mean-square. `gate_rms`, `gate_slope_rms`, `down_norm` (num_layers, m)."""
+    gains = zip(model.layers, gate_rms * down_norm, gate_slope_rms * down_norm, strict=True)
+    inputs = [input_weights(layer, up_gains, gate_gains) for layer, up_gains, gate_gains in gains]
+    return ScoreWeights(*(as_stored(values) for values in (np.stack(inputs), down_norm)))
 
 
-def input_weights(up_proj: Tensor, gains: Float32Array) -> Float32Array:
-    """Of one layer's inputs, (hidden_size,): sqrt(sum_j (up_proj[j, i] * gains[j])^2) per weight of a column of
-    up_proj, where neurons' scores are per hidden_size weights. `up_proj` (m, hidden_size), `gains` (m,)."""
-    num_neurons, hidden_size = up_proj.shape
-    squares = (up_proj.float() * torch.from_numpy(gains).to(up_proj.device)[:, None]).double().square().sum(dim=0)
-    weights: Float32Array = (squares * hidden_size / num_neurons).sqrt().float().cpu().numpy()
+def input_weights(layer: LayerWeights, up_gains: Float32Array, gate_gains: Float32Array) -> Float32Array:
+    """Of one layer's inputs, (hidden_size,): sqrt(sum_j (up_proj[j, i] * up_gains[j])^2 + (gate_proj[j, i] *
+    gate_gains[j])^2) per weight of an input's two columns, 2m, where neurons' scores are per hidden_size weights.
+
+    `up_gains`, `gate_gains` (m,): what the output changes by with a neuron's u, and with its gate's input.
+    """
+    num_neurons, hidden_size = layer.up_proj.shape
+    squares = _square_columns(layer.up_proj, up_gains) + _square_columns(layer.gate_proj, gate_gains)
+    weights: Float32Array = (squares * hidden_size / (2 * num_neurons)).sqrt().float().cpu().numpy()
     return weights
+
+
+def _square_columns(matrix: Tensor, gains: Float32Array) -> Tensor:
+    """Squared norms of the columns, (k,) float64, of a `matrix` (m, k) whose rows are scaled by `gains` (m,)."""
+    return (matrix.float() * torch.from_numpy(gains).to(matrix.device)[:, None]).double().square().sum(dim=0)
 
 
 @torch.no_grad()
@@ -88,11 +99,8 @@ class _FittingFfn:
     def _prune(self, layer: int, x: Tensor) -> Tensor:
         weights, scores = self._model.layers[layer].ffn, self._scores.of_layer(layer)
         inputs = self._fit(0, x.abs() * scores.inputs, self._shares.inputs[layer])
-        up = up_alone(weights, torch.where(inputs, x, 0.0))
-        gated = self._fit(1, up.abs() * scores.up, self._shares.up[layer])
-        z = gate_alone(weights, self._model.spec.activation, x) * up
-        kept = gated & self._fit(2, torch.where(gated, z.abs() * scores.down, 0.0), self._shares.down[layer])
-        return torch.where(kept, z, 0.0)
+        z = ffn_activation(weights, self._model.spec.activation, torch.where(inputs, x, 0.0))
+        return torch.where(self._fit(1, z.abs() * scores.down, self._shares.down[layer]), z, 0.0)
 
     def _fit(self, stage: int, scores: Tensor, share: float) -> Tensor:
         """Whether each score reaches the threshold that keeps this share."""

@@ -9,8 +9,7 @@ import numpy as np
 
 from glass_core.offline.calibrate.allocation import LayerShares, LocalErrors, allocate
 from glass_core.offline.calibrate.corpus import CorpusSequence
-from glass_core.offline.calibrate.instrumented import LayerTrace
-from glass_core.offline.calibrate.local_errors import layer_errors, trace_tokens
+from glass_core.offline.calibrate.local_errors import LayerTokens, layer_errors, trace_tokens
 from glass_core.offline.calibrate.refinement import SPARSITIES, make_table, measure_thresholds, score_weights
 from glass_core.offline.calibrate.sensitivity import better_half
 from glass_core.offline.calibrate.statistics import Float32Array
@@ -34,7 +33,7 @@ class RefinementRun:
 
     def table(self, neurons: dict[str, Float32Array], sensitivity: Float32Array) -> RefinementTable:
         """Thresholds under shares allocated by predicted damage; `neurons` are the artifact's tensors."""
-        weights = score_weights(self.model, neurons["gate_rms"], neurons["down_norm"])
+        weights = score_weights(self.model, neurons["gate_rms"], neurons["gate_slope_rms"], neurons["down_norm"])
         errors = self._local_errors(weights, neurons["activation_l1"])
         shares = [allocate(errors, sensitivity.astype(np.float64), 1.0 - sparsity) for sparsity in SPARSITIES]
         return self.measure(weights, SPARSITIES, shares, name="sensitivity")
@@ -52,19 +51,20 @@ class RefinementRun:
         return make_table(sparsities, points, weights)
 
     def _local_errors(self, weights: ScoreWeights, activation: Float32Array) -> LocalErrors:
-        traces = cache(lambda: trace_tokens(self.model, self.corpus))
+        tokens = cache(lambda: trace_tokens(self.model, self.corpus))
         scores = StageTensors.of_weights(weights, self.model.device)
         errors = []
         with self.progress.task("measuring local errors", len(activation)) as advance:
             for layer, neurons in enumerate(better_half(activation)):
-                make = partial(self._layer_errors, layer, traces, scores.of_layer(layer), neurons)
+                make = partial(self._layer_errors, layer, tokens, scores.of_layer(layer), neurons)
                 errors.append(self.work.numbers(f"errors-{layer:04d}", make))
                 advance()
-        of_inputs, of_neurons = zip(*errors, strict=True)
-        return LocalErrors(np.array(of_inputs), np.array(of_neurons))
+        of_inputs, of_columns = zip(*errors, strict=True)
+        return LocalErrors(np.array(of_inputs), np.array(of_columns))
 
     def _layer_errors(
-        self, layer: int, traces: Callable[[], list[LayerTrace]], scores: StageTensors, static: NeuronIndices
+        self, layer: int, tokens: Callable[[], list[LayerTokens]], scores: StageTensors, static: NeuronIndices
     ) -> list[Any]:
-        """Of inputs and of neurons, as lists."""
-        return [errors.tolist() for errors in layer_errors(self.model.layers[layer], traces()[layer], scores, static)]
+        """Of inputs and of down columns, as lists."""
+        weights, activation = self.model.layers[layer].ffn, self.model.spec.activation
+        return [errors.tolist() for errors in layer_errors(weights, activation, tokens()[layer], scores, static)]

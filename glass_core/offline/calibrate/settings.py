@@ -13,7 +13,7 @@ NUM_REFINEMENT_SEQUENCES = 8
 NUM_EXPECTED_KL_SEQUENCES = 12
 
 # Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
-_WORK_FORMAT = 4
+_WORK_FORMAT = 5
 
 
 @dataclass(frozen=True, slots=True)

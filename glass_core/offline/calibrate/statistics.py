@@ -3,12 +3,12 @@
 Impact is the first-order Taylor estimate of what removing a neuron does to the loss (GLASS, arXiv 2508.14302; the
 criterion itself: arXiv 1906.10771), |z * dl/dz|, with l the summed next-token cross-entropy of the counted tokens.
 
-Which tokens count: those after the template prefix. E z, E z^2, E|u|, E|g| and E g^2 skip position 0 as well: the
-first token of a sequence carries "massive activations" (arXiv 2402.17762), thousands of times the usual size, which
+Which tokens count: those after the template prefix. E z, E z^2, E|u|, E g^2 and E (u act')^2 skip position 0 as well:
+the first token of a sequence carries "massive activations" (arXiv 2402.17762), thousands of times the usual size, which
 would be all that a plain mean sees. The normalized l1 and l2 statistics are immune: every token weighs the same.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from glass_core.offline.calibrate.corpus import CorpusSequence
 from glass_core.offline.calibrate.instrumented import LayerTrace, TracingFfn, final_states
+from glass_core.runners.torch_runner.ffn import ACTIVATIONS
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.runners.torch_runner.statistics import normalize_tokens
 
@@ -31,15 +32,16 @@ FORMULAS: Mapping[str, str] = {
     "impact_abs": "mean over counted tokens of |z[j] * dl/dz[j]|, l = their summed cross-entropy",
     "impact_rms": "root-mean-square over counted tokens of z[j] * dl/dz[j]",
     "mean_abs_up": "mean of |u[j]| over counted tokens but position 0",
-    "mean_abs_gate": "mean of |act(g)[j]| over counted tokens but position 0",
     "gate_rms": "root-mean-square of act(g)[j] over counted tokens but position 0",
+    "gate_slope_rms": "root-mean-square of u[j] * act'(g)[j] over counted tokens but position 0",
     "mean_z": "mean of z[j] over counted tokens but position 0 (massive activations)",
     "mean_square_z": "mean of z[j]^2 over counted tokens but position 0 (massive activations)",
     "down_norm": "l2 norm of down_proj[:, j]",
     "refinement": (
-        "thresholds on |x[i]| * inputs[i], |u[j]| * gate_rms[j] * down_norm[j] and |z[j]| * down_norm[j], with "
-        "inputs[i]^2 = hidden_size / m * sum over j of (up_proj[j, i] * gate_rms[j] * down_norm[j])^2, under which the "
-        "decoded tokens of the refinement sequences keep their layers' shares, the layers below pruned alike"
+        "thresholds on |x[i]| * inputs[i] and |z[j]| * down[j], with down[j] = down_norm[j] and "
+        "inputs[i]^2 = hidden_size / (2 m) * sum over j of down_norm[j]^2 * ((up_proj[j, i] * gate_rms[j])^2 + "
+        "(gate_proj[j, i] * gate_slope_rms[j])^2), under which the decoded tokens of the refinement sequences keep "
+        "their layers' shares, the layers below pruned alike"
     ),
     "sensitivity": (
         "mean over counted tokens but position 0 of held-out sequences of KL(dense || this layer alone, "
@@ -47,7 +49,7 @@ FORMULAS: Mapping[str, str] = {
     ),
 }
 COUNTED_SUMS = ("abs_normalized", "square_normalized", "abs_impact", "square_impact")
-MOMENT_SUMS = ("abs_up", "abs_gate", "square_gate", "z", "square_z")
+MOMENT_SUMS = ("abs_up", "square_gate", "square_gate_slope", "z", "square_z")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,8 +69,8 @@ class CorpusSums:
             "impact_abs": s["abs_impact"] / n,
             "impact_rms": np.sqrt(s["square_impact"] / n),
             "mean_abs_up": s["abs_up"] / k,
-            "mean_abs_gate": s["abs_gate"] / k,
             "gate_rms": np.sqrt(s["square_gate"] / k),
+            "gate_slope_rms": np.sqrt(s["square_gate_slope"] / k),
             "mean_z": s["z"] / k,
             "mean_square_z": s["square_z"] / k,
         }
@@ -83,7 +85,11 @@ def measure_sequence(model: TorchModel, sequence: CorpusSequence) -> dict[str, F
     loss = next_token_loss(logits, token_ids, sequence.first_after_start)
     gradients = torch.autograd.grad(loss, [trace.z for trace in ffn.traces])
     with torch.no_grad():
-        layers = [_layer_sums(trace, gradient, sequence) for trace, gradient in zip(ffn.traces, gradients, strict=True)]
+        activation = ACTIVATIONS[model.spec.activation]
+        layers = [
+            _layer_sums(trace, gradient, activation, sequence)
+            for trace, gradient in zip(ffn.traces, gradients, strict=True)
+        ]
         return {name: torch.stack([sums[name] for sums in layers]).cpu().numpy() for name in layers[0]}
 
 
@@ -109,19 +115,30 @@ def down_norms(model: TorchModel) -> Float32Array:
     return result
 
 
-def _layer_sums(trace: LayerTrace, gradient: Tensor, sequence: CorpusSequence) -> dict[str, Tensor]:
+def activation_slopes(activation: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Derivative of an elementwise `activation` at each of `values` (any shape), differentiated automatically."""
+    with torch.enable_grad():
+        leaf = values.detach().requires_grad_()
+        (slopes,) = torch.autograd.grad(activation(leaf).sum(), leaf)
+    return slopes
+
+
+def _layer_sums(
+    trace: LayerTrace, gradient: Tensor, activation: Callable[[Tensor], Tensor], sequence: CorpusSequence
+) -> dict[str, Tensor]:
     z, counted = trace.z, slice(sequence.num_skipped, None)
     normalized = normalize_tokens(z[counted])
     impact = (z * gradient)[counted]
     moments = slice(sequence.first_after_start, None)
+    gate_slopes = trace.up[moments] * activation_slopes(activation, trace.pre_gate[moments])
     return {
         "abs_normalized": normalized.abs().sum(dim=0),
         "square_normalized": normalized.square().sum(dim=0),
         "abs_impact": impact.abs().sum(dim=0),
         "square_impact": impact.square().sum(dim=0),
         "abs_up": trace.up[moments].abs().sum(dim=0),
-        "abs_gate": trace.gate[moments].abs().sum(dim=0),
         "square_gate": trace.gate[moments].square().sum(dim=0),
+        "square_gate_slope": gate_slopes.square().sum(dim=0),
         "z": z[moments].sum(dim=0),
         "square_z": z[moments].square().sum(dim=0),
     }

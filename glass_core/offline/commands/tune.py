@@ -1,11 +1,11 @@
 """Learn refinement's scores and thresholds, and static budgets and lambdas, on text that the model writes itself.
 
-Refinement: every neuron and every input of up_proj gets its weight, the root-mean-square of the loss's derivative with
-respect to it; then the thresholds of all layers and stages move together at constant FFN reads. Static pruning: every
-layer's share of it and its lambda move at constant sparsity. Both go down the gradients of KL(dense || sparse) on six
-kinds of text at three sparsities, combined by ConicGrad. Either half goes into profile `tuned` only where it beats the
-measured one beyond noise on text that was used for nothing else; the learning curves are written even where neither
-does. A run that is interrupted continues where it was when the same command is given again.
+Refinement: every neuron and every input of an FFN gets its weight, the root-mean-square of the loss's derivative with
+respect to it; then the thresholds of all layers and both stages move together at constant FFN reads. Static pruning:
+every layer's share of it and its lambda move at constant sparsity. Both go down the gradients of KL(dense || sparse)
+on six kinds of text at three sparsities, combined by ConicGrad. Either half goes into profile `tuned` only where it
+beats the measured one beyond noise on text that was used for nothing else; the learning curves are written even where
+neither does. A run that is interrupted continues where it was when the same command is given again.
 """
 
 import argparse

@@ -129,7 +129,6 @@ class RowsFfn:
             return layers[0]
         return StageTensors(
             torch.stack([item.inputs for item in layers])[self._which],
-            torch.stack([item.up for item in layers])[self._which],
             torch.stack([item.down for item in layers])[self._which],
         )
 

@@ -45,7 +45,7 @@ def with_interval(row: Row, name: str, form: str) -> str:
 
 
 def label_of(row: Row) -> str:
-    """A row's method, lambda and profile. Refined rows all have the same lambda."""
+    """A row's method, lambda and profile. Refined rows have no lambda, in older results all the same one."""
     weight = "" if row["lambda"] is None or row["refine"] else f" λ {row['lambda']:g}"
     profile = "" if row["profile"] == "uniform" else f" ({row['profile']})"
     method = "refined" if row["refine"] else row["method"]

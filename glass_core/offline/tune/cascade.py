@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from glass_core.runners.torch_runner.cascade import StageTensors
-from glass_core.runners.torch_runner.ffn import gate_alone, up_alone
+from glass_core.runners.torch_runner.ffn import ffn_activation
 from glass_core.runners.torch_runner.model import TorchModel
 from glass_core.sparsity.refinement import STAGES
 
@@ -72,22 +72,17 @@ class CascadeFfn:
         weights, scores = self._model.layers[layer].ffn, self._log_weights.of_layer(layer)
         logs = self._logs[self._text_of_row, :, layer].unbind(dim=1)
         inputs = _margin(x, scores.inputs, logs[0])
-        up = up_alone(weights, hard_mask(x, inputs, logs[0], self._width))
-        z = gate_alone(weights, self._model.spec.activation, x) * up
-        margins = StageTensors(inputs, _margin(up, scores.up, logs[1]), _margin(z, scores.down, logs[2]))
-        self._count(layer, margins)
-        gated = hard_mask(z, margins.up, logs[1], self._width)
-        return self._model.ffn_output(layer, hard_mask(gated, margins.down, logs[2], self._width))
+        kept = hard_mask(x, inputs, logs[0], self._width)
+        z = ffn_activation(weights, self._model.spec.activation, kept)
+        down = _margin(z, scores.down, logs[1])
+        self._count(layer, StageTensors(inputs, down))
+        return self._model.ffn_output(layer, hard_mask(z, down, logs[1], self._width))
 
     @torch.no_grad()
     def _count(self, layer: int, margins: StageTensors) -> None:
-        gated, reached = margins.up >= 0, margins.down >= 0
-        shares = _share(margins.inputs >= 0) + _share(gated) + _share(gated & reached)
-        slopes = (
-            _share(kernel(margins.inputs, self._width)),
-            _share(kernel(margins.up, self._width) * (1.0 + reached.float())),
-            _share(kernel(margins.down, self._width) * gated),
-        )
+        # inputs are read of two of the FFN's three matrices
+        shares = 2.0 * _share(margins.inputs >= 0) + _share(margins.down >= 0)
+        slopes = 2.0 * _share(kernel(margins.inputs, self._width)), _share(kernel(margins.down, self._width))
         self.reads += self._unit * self._by_text(shares)
         for stage, slope in enumerate(slopes):
             self.slopes[:, stage, layer] = -self._unit * self._by_text(slope)
@@ -104,5 +99,5 @@ def _margin(values: Tensor, log_weights: Tensor, log_threshold: Tensor) -> Tenso
 
 
 def _share(values: Tensor) -> Tensor:
-    """Sum over a row, (n,), as a share of its length: every stage is a third of the FFN's weights."""
+    """Sum over a row, (n,), as a share of its length."""
     return values.sum(dim=-1).double() / values.shape[-1]

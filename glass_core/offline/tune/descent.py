@@ -90,7 +90,7 @@ class Descent:
         )
         shifts = torch.from_numpy(state.shifts[index, number].copy())
         if not state.num_steps:
-            _, shifts = batch.at_reads(logs, shifts, 1.0 - sparsity, width=KERNEL_WIDTH)
+            shifts = batch.shifts_at_reads(logs, shifts, 1.0 - sparsity, width=KERNEL_WIDTH)
             state.shifts[index, number] = shifts.numpy()
         return batch.differentiate(logs, shifts, 1.0 - sparsity, width=KERNEL_WIDTH)
 

@@ -5,12 +5,8 @@ drawn at temperature 1, so the mean square over their tokens is the diagonal of 
 leaving out z_j costs z_j^2 E[(dl/dz_j)^2] / 2 of KL (the criterion of arXiv 1801.05787). Unlike the norm of a neuron's
 down column it is in one unit for all layers.
 
-Its gate: with v = z^2 E[(dl/dz)^2] and one price for a read, down is worth reading where v exceeds the price, and the
-gate where what is then won, E over gates of max(v - price, 0), exceeds it as well. Of that the gate's distribution
-decides at which |u|: `gate_worth`.
-
-An input of up_proj: the root-mean-square of the loss's derivative with respect to it, through up_proj alone, per weight
-of its column. So one threshold for all layers and stages shares the reads out.
+An input of the FFN, of both its gate_proj and its up_proj: likewise the derivative with respect to it, per weight of
+its two columns. So one threshold for all layers and stages shares the reads out.
 """
 
 from collections.abc import Sequence
@@ -32,9 +28,6 @@ from glass_core.sparsity.stored_tensor import as_stored
 Floats = npt.NDArray[np.float64]
 
 _SMALLEST_SHARE = 1e-4
-# of the tokens, how many gates are kept: their distribution needs fewer than the squares of derivatives
-_GATE_STRIDE = 3
-_NUM_BISECTIONS = 40
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,13 +41,12 @@ class Importance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Sums:
-    """Of one text's decoded tokens: sums of (dl/dx)^2 through up_proj, (num_layers, hidden_size) float64, of (dl/dz)^2
-    and z^2, (num_layers, m) float64; gates (num_layers, n, m)."""
+    """Of one text's decoded tokens, float64: sums of (dl/dx)^2, (num_layers, hidden_size), of (dl/dz)^2 and z^2,
+    (num_layers, m)."""
 
     square_input_slope: Tensor
     square_slope: Tensor
     square_z: Tensor
-    gates: Tensor
 
 
 def measure_importance(model: TorchModel, texts: Sequence[TuningText], progress: Progress) -> Importance:
@@ -67,10 +59,9 @@ def measure_importance(model: TorchModel, texts: Sequence[TuningText], progress:
     num_tokens = sum(len(text.answer) - 1 for text in texts)
     down = _at_least_some(_rms([item.square_slope for item in sums], num_tokens))
     typical = _rms([item.square_z for item in sums], num_tokens) * down
-    worth = np.stack([gate_worth(torch.cat(parts)) for parts in zip(*(item.gates for item in sums), strict=True)])
     inputs = _at_least_some(_rms([item.square_input_slope for item in sums], num_tokens))
-    inputs *= np.sqrt(model.spec.hidden_size / model.spec.intermediate_size)
-    weights = ScoreWeights(*(as_stored(values.astype(np.float32)) for values in (inputs, worth * down, down)))
+    inputs *= np.sqrt(model.spec.hidden_size / (2 * model.spec.intermediate_size))
+    weights = ScoreWeights(*(as_stored(values.astype(np.float32)) for values in (inputs, down)))
     return Importance(weights, float(np.median(typical)))
 
 
@@ -86,38 +77,22 @@ def _at_least_some(rms: Floats) -> Floats:
     return floored
 
 
-def gate_worth(gates: Tensor) -> Floats:
-    """Of neurons whose act(g) was `gates` (n, m): 1 / sqrt(t), (m,), with t such that mean(max(gates^2 t - 1, 0)) = 1.
-
-    t is u^2 E[(dl/dz)^2] in units of the price from which reading the gate pays. A constant gate g has g / sqrt(2).
-    """
-    squares = gates.double().square()
-    mean = squares.mean(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
-    # mean(max(g^2 t - 1, 0)) <= mean(g^2) t, and >= mean(g^2) t - 1
-    low, high = 1.0 / mean, 2.0 / mean
-    for _ in range(_NUM_BISECTIONS):
-        middle = (low + high) / 2.0
-        won = (squares * middle - 1.0).clamp(min=0.0).mean(dim=0)
-        low, high = torch.where(won < 1.0, middle, low), torch.where(won < 1.0, high, middle)
-    worth: Floats = ((low + high) / 2.0).rsqrt().numpy()
-    return worth
-
-
 def _of_text(model: TorchModel, text: TuningText) -> _Sums:
     token_ids, start = torch.tensor(text.prompt + text.answer, device=model.device), len(text.prompt)
     with torch.enable_grad():
         ffn = TracingFfn(model)
         hidden = final_states(model, token_ids, ffn)
         loss = next_token_loss(model.logits(hidden).float(), token_ids, start + 1)
-        gradients = torch.autograd.grad(loss, [trace.z for trace in ffn.traces])
-    decoded = slice(start, -1)
-    through_up = [
-        (gradient * trace.gate.detach())[decoded] @ layer.up_proj
-        for gradient, trace, layer in zip(gradients, ffn.traces, model.layers, strict=True)
-    ]
+        wanted = [trace.x for trace in ffn.traces] + [trace.z for trace in ffn.traces]
+        gradients = torch.autograd.grad(loss, wanted)
+    decoded, num_layers = slice(start, -1), len(ffn.traces)
     return _Sums(
-        torch.stack([slope.double().square().sum(dim=0) for slope in through_up]),
-        torch.stack([gradient[decoded].double().square().sum(dim=0) for gradient in gradients]),
-        torch.stack([trace.z.detach()[decoded].double().square().sum(dim=0) for trace in ffn.traces]),
-        torch.stack([trace.gate.detach()[decoded][::_GATE_STRIDE].half() for trace in ffn.traces]),
+        _square_sums(gradients[:num_layers], decoded),
+        _square_sums(gradients[num_layers:], decoded),
+        _square_sums([trace.z.detach() for trace in ffn.traces], decoded),
     )
+
+
+def _square_sums(layers: Sequence[Tensor], tokens: slice) -> Tensor:
+    """Sums over these tokens of the squares of each layer's (n, size): (num_layers, size) float64."""
+    return torch.stack([values[tokens].double().square().sum(dim=0) for values in layers])

@@ -70,7 +70,7 @@ class TextBatch:
     def __init__(self, model: TorchModel, weights: ScoreWeights, texts: Sequence[DenseText]) -> None:
         self._model, self._texts = model, texts
         scores = StageTensors.of_weights(weights, model.device)
-        self._log_weights = StageTensors(scores.inputs.log(), scores.up.log(), scores.down.log())
+        self._log_weights = StageTensors(scores.inputs.log(), scores.down.log())
         self._lengths = [len(text.token_ids) for text in texts]
         self._token_ids = torch.cat([text.token_ids for text in texts])
         self._positions = torch.cat([torch.arange(text.start, text.start + len(text.token_ids)) for text in texts])
@@ -116,13 +116,27 @@ class TextBatch:
         self, logs: Tensor, shifts: Tensor, reads: float, *, width: float, max_rounds: int = _MAX_ROUNDS
     ) -> tuple[Measured, Tensor]:
         """Measured where every text reads what was asked within a thousandth (a few rounds), and the shifts."""
+        ffn, hidden, shifts = self._search(logs, shifts, reads, width, max_rounds)
+        return self._measured(ffn, hidden, reads), shifts
+
+    @torch.no_grad()
+    def shifts_at_reads(
+        self, logs: Tensor, shifts: Tensor, reads: float, *, width: float, max_rounds: int = _MAX_ROUNDS
+    ) -> Tensor:
+        """The shifts of `at_reads` alone, without predictions."""
+        return self._search(logs, shifts, reads, width, max_rounds)[2]
+
+    def _search(
+        self, logs: Tensor, shifts: Tensor, reads: float, width: float, max_rounds: int
+    ) -> tuple[CascadeFfn, Tensor, Tensor]:
+        """What was read in the last round, its final hidden states and its shifts."""
         ffn, hidden = self._run(logs, shifts, width)
         for _ in range(max_rounds - 1):
             if float((ffn.reads - reads).abs().max()) <= _TOLERANCE:
                 break
             shifts = shifts + _moves(ffn, reads)
             ffn, hidden = self._run(logs, shifts, width)
-        return self._measured(ffn, hidden, reads), shifts
+        return ffn, hidden, shifts
 
     def _run(self, logs: Tensor, shifts: Tensor, width: float) -> tuple[CascadeFfn, Tensor]:
         """What was read, and the final hidden states; predictions cost half as much again and are made when wanted."""

@@ -213,7 +213,7 @@ class TuningRun:
         with self.progress.task("measuring thresholds", len(sparsities)) as advance:
             for sparsity in reversed(sparsities):
                 logs = log_thresholds(start, offsets, sparsity, place(sparsity, self.settings.sparsities))
-                _, shift = batch.at_reads(
+                shift = batch.shifts_at_reads(
                     torch.from_numpy(logs), shift, 1.0 - sparsity, width=KERNEL_WIDTH, max_rounds=_MAX_ROUNDS
                 )
                 points.append(np.exp(logs + float(shift.mean())).tolist())

@@ -20,6 +20,7 @@ from glass_core.runners.native.packing import (
     pack_column_scales,
     pack_columns,
     pack_rows,
+    pad_rows,
     padded,
 )
 from glass_core.runners.native.packing import stack as stack_rows
@@ -71,10 +72,10 @@ def _layer_names(spec: ModelSpec, image_format: str) -> list[str]:
         "o_bias": spec.attention_output_bias,
         "attention_output_norm": spec.sandwich_norms,
         "post_norm": True,
+        "gate": True,
         "up": True,
         "inputs": True,
         "input_scales": image_format != "bf16",
-        "gate": True,
         "down": True,
         "down_scales": image_format != "bf16",
         "gate_bias": spec.mlp_bias,
@@ -103,8 +104,8 @@ VECTORS: Mapping[str, tuple[str, ...]] = {
 ROWS: Mapping[str, tuple[str, ...]] = {
     "qkv": tuple(f"{name}.weight" for name in _QKV),
     "o": ("self_attn.o_proj.weight",),
-    "up": ("mlp.up_proj.weight",),
     "gate": ("mlp.gate_proj.weight",),
+    "up": ("mlp.up_proj.weight",),
 }
 DOWN = "mlp.down_proj.weight"
 
@@ -136,13 +137,10 @@ class _Builder:
 
     def _layer(self, prefix: str) -> Iterator[str]:
         for name in _layer_names(self._source.spec, "bf16"):  # scales come with their columns
-            if name in ("up", "gate"):
-                blocks = self._in_kind(prefix + ROWS[name][0], self._kind)
-                yield self._add_rows(prefix + name, blocks)
-                if name == "up":
-                    yield from self._columns(prefix, "inputs", "input_scales", blocks)
-            elif name == "inputs":
-                continue  # came with up
+            if name == "gate":
+                yield from self._gate_and_up(prefix)
+            elif name in ("up", "inputs"):
+                continue  # came with gate
             elif name == "down":
                 yield from self._columns(prefix, name, "down_scales", self._in_kind(prefix + DOWN, self._kind))
             elif name in ROWS:
@@ -187,6 +185,16 @@ class _Builder:
             self._inexact[self._source.stored_type(part), kind].append(part)
             blocks = quantize.nearest(self._source.values(part), kind)
         return blocks
+
+    def _gate_and_up(self, prefix: str) -> Iterator[str]:
+        """By rows, and once more by columns: of every input that of gate and then that of up, each padded."""
+        matrices = [self._in_kind(prefix + ROWS[name][0], self._kind) for name in ("gate", "up")]
+        for name, blocks in zip(("gate", "up"), matrices, strict=True):
+            yield self._add_rows(prefix + name, blocks)
+        num_rows = padded(self._source.spec.intermediate_size)
+        yield from self._columns(
+            prefix, "inputs", "input_scales", stack_rows([pad_rows(blocks, num_rows) for blocks in matrices])
+        )
 
     def _columns(self, prefix: str, name: str, scales_name: str, blocks: Blocks) -> Iterator[str]:
         shape, outputs = blocks.shape[::-1], blocks.shape[0]

@@ -1,7 +1,7 @@
 """What a native step executed, row by row, next to what each row's plan alone would have taken.
 
 All rows of a step walk the same neurons, at least the union of their plans; with refined rows, the union of what their
-cascades want of gate and of down, and refined rows the union of their inputs' columns of up. FLOPs: what was walked was
+cascades want of down, and refined rows the union of their inputs' columns of gate and up. FLOPs: what was walked was
 computed for every token that it was walked for, so it counts for each of them, kept or masked. Bytes: a weight was
 read once for all, so the bytes read are split evenly between the rows, to the byte, and so are those a dense step would
 have read. A layer's weights are counted once per step, although a long prefill passes over them once per tile of
@@ -9,8 +9,9 @@ tokens: the later passes hit the caches.
 
 Planned is what the row would cost in the same step if exactly the neurons of its plan were walked, or what the cascades
 of a refined row's tokens take: in bytes its share of them. So dense, computed and planned are comparable, row by row
-and in sum: planned <= computed <= dense, and a step that walks the union of one plan executes what is planned. One kind
-of step reads more bytes than a dense one: where refined rows meet others, up_proj is read by columns and by rows.
+and in sum: planned <= computed <= dense, and a step that walks the union of one plan executes what is planned. Two kinds
+of step can read more bytes than a dense one: where refined rows meet others, gate_proj and up_proj are read by columns
+and by rows; and columns are padded by the number of neurons, rows by the hidden size.
 """
 
 from collections.abc import Sequence

@@ -7,9 +7,9 @@ A row of K values is padded to Kp, a multiple of 64; a group is 32 values along 
     rows_q8    Kp unsigned codes; then one float16 scale a group. value = scale * (code - 128)
     rows_bf16  Kp bfloat16
     columns    a matrix by its columns: of every column the codes over the outputs, without scales (bfloat16 values for
-               bf16). down_proj lies so, a neuron's column being its part. A refined token reads the columns of up_proj
-               of chosen inputs, where all others read its rows, so an image holds up_proj both ways
-    column_scales  groups run along a row, so 32 columns, of down_proj or of up_proj, share one scale per output: for
+               bf16). down_proj lies so, a neuron's column being its part. A refined token reads the columns of chosen
+               inputs of gate_proj and up_proj, where all others read rows, so an image holds these both ways
+    column_scales  groups run along a row, so 32 columns share one scale per output: for
                each group Op float16 scales, and for q4 Op float16 minimums, Op being the outputs padded as K is
 
 Every row and column is padded to a multiple of 8 bytes.
@@ -82,6 +82,16 @@ def stack(parts: list[Blocks]) -> Blocks:
         np.concatenate(scales) if scales else None,
         np.concatenate(minimums) if minimums else None,
     )
+
+
+def pad_rows(blocks: Blocks, num_rows: int) -> Blocks:
+    """With rows of zeros below, so that there are `num_rows`."""
+
+    def wide(plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        return np.pad(plane, ((0, num_rows - len(plane)), (0, 0)))
+
+    scale, minimum = (None if plane is None else wide(plane) for plane in (blocks.scale, blocks.minimum))
+    return Blocks(blocks.kind, wide(blocks.codes), scale, minimum)
 
 
 def padded(length: int, multiple: int = CHUNK) -> int:

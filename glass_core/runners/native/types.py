@@ -17,12 +17,10 @@ Indices = npt.NDArray[np.int32]
 TensorRow = tuple[str, str, int, int, int, int, int, int]
 # name, problem (empty = it can be used), whether the problem is a failed check of its kernels
 IsaRow = tuple[str, str, bool]
-# the row's first `length` tokens: their sums go to these arrays (num_layers, intermediate_size), those of gates where
-# they are wanted
-Stage = tuple[int, Floats, Floats, Floats | None]
-# prior sums of absolute values, of squares and of gates (None = zero), first token of the row whose gates count, stages
-# in ascending order, the last is the whole row
-StatisticsRequest = tuple[tuple[Floats | None, Floats | None, Floats | None], int, list[Stage]]
+# the row's first `length` tokens: their sums go to these arrays (num_layers, intermediate_size)
+Stage = tuple[int, Floats, Floats]
+# prior sums of absolute values and of squares (None = zero), stages in ascending order, the last is the whole row
+StatisticsRequest = tuple[Floats | None, Floats | None, list[Stage]]
 # repetition, frequency and presence penalty; tokens seen and how often the answer has each; tokens with a bias and
 # their biases; tokens that cannot be drawn
 Adjustments = tuple[float, float, float, Indices, Indices, Indices, Floats, Indices]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from glass_core.models.spec import Activation
-from glass_core.runners.torch_runner.ffn import gate_alone, up_alone
+from glass_core.runners.torch_runner.ffn import gate_and_up
 from glass_core.runners.torch_runner.weights import FfnWeights
 from glass_core.sparsity.refinement import STAGES, ScoreWeights
 
@@ -19,7 +19,6 @@ class StageTensors:
     """Something per stage of the cascade, on the model's device."""
 
     inputs: Tensor
-    up: Tensor
     down: Tensor
 
     @classmethod
@@ -28,29 +27,27 @@ class StageTensors:
         return cls(*(torch.from_numpy(getattr(weights, stage)).to(device) for stage in STAGES))
 
     def of_layer(self, layer: int) -> "StageTensors":
-        return StageTensors(self.inputs[layer], self.up[layer], self.down[layer])
+        return StageTensors(self.inputs[layer], self.down[layer])
 
     def of_neurons(self, neurons: Tensor) -> "StageTensors":
         """One layer's weights where only these of its neurons are there."""
-        return StageTensors(self.inputs, self.up[neurons], self.down[neurons])
+        return StageTensors(self.inputs, self.down[neurons])
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What each token keeps, bool: inputs of up_proj (n, hidden), neurons for the gate and for down_proj (n, k)."""
+    """What each token keeps, bool: inputs of gate_proj and up_proj (n, hidden), neurons for down_proj (n, k)."""
 
     inputs: Tensor
-    gate: Tensor
     down: Tensor
 
     def num_weights(self, intermediate_size: int) -> Tensor:
-        """Weights that each token reads, (n,): an input's column of up_proj is whole, whatever the pool."""
-        neurons = self.gate.sum(dim=-1) + self.down.sum(dim=-1)
-        return self.inputs.sum(dim=-1) * intermediate_size + neurons * self.inputs.shape[-1]
+        """Weights that each token reads, (n,): an input's columns are whole, whatever the pool."""
+        return self.inputs.sum(dim=-1) * (2 * intermediate_size) + self.down.sum(dim=-1) * self.inputs.shape[-1]
 
     def union(self) -> "Kept":
         """What any of the tokens keeps, as one token."""
-        return Kept(*(part.any(dim=0, keepdim=True) for part in (self.inputs, self.gate, self.down)))
+        return Kept(self.inputs.any(dim=0, keepdim=True), self.down.any(dim=0, keepdim=True))
 
 
 def run_cascade(
@@ -62,11 +59,10 @@ def run_cascade(
     (len(STAGES), n or 1).
     """
     inputs = reaches(x, scores.inputs, thresholds[0])
-    up = up_alone(weights, torch.where(inputs, x, 0.0))
-    gated = reaches(up, scores.up, thresholds[1])
-    z = gate_alone(weights, activation, x) * up
-    kept = gated & reaches(z, scores.down, thresholds[2])
-    return torch.where(kept, z, 0.0), Kept(inputs, gated, kept)
+    gate, up = gate_and_up(weights, activation, torch.where(inputs, x, 0.0))
+    z = gate * up
+    kept = reaches(z, scores.down, thresholds[1])
+    return torch.where(kept, z, 0.0), Kept(inputs, kept)
 
 
 def reaches(values: Tensor, weights: Tensor, thresholds: Tensor) -> Tensor:

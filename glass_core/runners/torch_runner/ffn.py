@@ -25,18 +25,6 @@ def gate_and_up(weights: FfnWeights, activation: Activation, x: Tensor) -> tuple
     return ACTIVATIONS[activation](gate), up
 
 
-def gate_alone(weights: FfnWeights, activation: Activation, x: Tensor) -> Tensor:
-    """g = act(gate x), (n, k), of x (n, hidden)."""
-    bias = None if weights.gate_up_bias is None else weights.gate_up_bias[: weights.num_neurons]
-    return ACTIVATIONS[activation](functional.linear(x, weights.gate_up[: weights.num_neurons], bias))
-
-
-def up_alone(weights: FfnWeights, x: Tensor) -> Tensor:
-    """u = up x, (n, k), of x (n, hidden)."""
-    bias = None if weights.gate_up_bias is None else weights.gate_up_bias[weights.num_neurons :]
-    return functional.linear(x, weights.gate_up[weights.num_neurons :], bias)
-
-
 def ffn_activation(weights: FfnWeights, activation: Activation, x: Tensor) -> Tensor:
     """z (n, k) of x (n, hidden)."""
     gate, up = gate_and_up(weights, activation, x)

@@ -87,10 +87,6 @@ class TorchModel:
         """Dense z (n, intermediate) of one layer's FFN input x (n, hidden)."""
         return ffn_block.ffn_activation(self.layers[layer].ffn, self.spec.activation, x)
 
-    def ffn_gate_and_up(self, layer: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Dense g = act(gate x) and u, whose product is `ffn_activation`, of x (n, hidden)."""
-        return ffn_block.gate_and_up(self.layers[layer].ffn, self.spec.activation, x)
-
     def ffn_output(self, layer: int, z: Tensor) -> Tensor:
         """Dense FFN output (n, hidden) of z (n, intermediate)."""
         return ffn_block.ffn_output(self.layers[layer].ffn, z)

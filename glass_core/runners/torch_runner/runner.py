@@ -25,7 +25,6 @@ from glass_core.runners.torch_runner.step import PlacedRow, StepFfn, flat_tokens
 from glass_core.runners.torch_runner.views import ViewCache, packed_bytes
 from glass_core.sparsity.choice import NeuronChooser
 from glass_core.sparsity.flops import refined_row_cost, row_cost
-from glass_core.sparsity.local_stats import first_gate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -195,7 +194,6 @@ class TorchRunner:
             len(row.token_ids),
             prior=row.prior_statistics,
             snapshot_lengths=[end - row.start for end in row.snapshot_ends],
-            first_gate=first_gate(row.start) if row.collect_gates else None,
         )
 
     def _cost(self, row: StepRow) -> StepCost:

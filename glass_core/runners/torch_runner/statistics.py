@@ -18,8 +18,7 @@ class StatisticsCollector:
     """Sums of |z/‖z‖| and (z/‖z‖)² over a row's tokens, float32 whatever the model's dtype, one token after the other.
 
     `prior` are the sums so far, continued and not changed; `snapshot_lengths` are numbers of the row's own tokens,
-    ascending, after which the sums are wanted as well (`runners/base.py` says why the order matters). `first_gate`
-    is the first of the row's tokens whose |g| is summed up too; None = nobody wants gates.
+    ascending, after which the sums are wanted as well (`runners/base.py` says why the order matters).
     """
 
     def __init__(
@@ -29,26 +28,20 @@ class StatisticsCollector:
         *,
         prior: LocalStatistics | None = None,
         snapshot_lengths: Sequence[int] = (),
-        first_gate: int | None = None,
     ) -> None:
         def zeros() -> LocalStatistics:
-            return LocalStatistics.zeros(spec.num_layers, spec.intermediate_size, gates=first_gate is not None)
+            return LocalStatistics.zeros(spec.num_layers, spec.intermediate_size)
 
         self._prior = zeros() if prior is None else prior
         self._lengths = [*snapshot_lengths, num_tokens]
-        self._first_gate = first_gate
         self._stages = [zeros() for _ in self._lengths]
 
-    def add(self, layer: int, z: Tensor, gates: Tensor | None = None) -> None:
-        """Take layer `layer`'s z of the row, and its gates after their activation, which may be missing where nobody
-        wants them, (num_tokens, intermediate_size) both; an all-zero z contributes zero."""
+    def add(self, layer: int, z: Tensor) -> None:
+        """Take layer `layer`'s z of the row, (num_tokens, intermediate_size); an all-zero z contributes zero."""
         magnitudes = normalize_tokens(z).abs()
         # numpy, because torch is free to sum in any order
         self._fold(layer, "sum_abs", magnitudes.cpu().numpy())
         self._fold(layer, "sum_squares", magnitudes.square().cpu().numpy())
-        if self._first_gate is not None:
-            assert gates is not None
-            self._fold(layer, "sum_gates", gates.float().abs().cpu().numpy(), first=self._first_gate)
 
     def result(self) -> LocalStatistics:
         """The sums over the prior tokens and all of the row's."""
@@ -58,14 +51,14 @@ class StatisticsCollector:
         """The sums at each of `snapshot_lengths`."""
         return tuple(self._at(index) for index in range(len(self._lengths) - 1))
 
-    def _fold(self, layer: int, name: str, values: Float32Array, *, first: int = 0) -> None:
-        """One kind of sums; the row's tokens before `first` are left out."""
+    def _fold(self, layer: int, name: str, values: Float32Array) -> None:
+        """One kind of sums."""
         sums = getattr(self._prior, name)[layer]
-        start = first
+        start = 0
         for end, stage in zip(self._lengths, self._stages, strict=True):
             sums = add_in_order(sums, values[start:end])
             getattr(stage, name)[layer] = sums
-            start = max(start, end)
+            start = end
 
     def _at(self, index: int) -> LocalStatistics:
         return replace(self._stages[index], num_tokens=self._prior.num_tokens + self._lengths[index])

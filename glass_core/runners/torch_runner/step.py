@@ -94,8 +94,7 @@ class StepFfn:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _dense(self, layer: int, x: Tensor) -> Tensor:
-        gates, up = self._model.ffn_gate_and_up(layer, x)
-        z = gates * up
+        z = self._model.ffn_activation(layer, x)
         for tokens, collector in self._measured:
-            collector.add(layer, z[tokens], gates[tokens])
+            collector.add(layer, z[tokens])
         return self._model.ffn_output(layer, z)

@@ -126,28 +126,16 @@ const float* prior_of(const ModelShape& shape, nb::handle sums) {
     return array.data();
 }
 
-float* sums_of(const ModelShape& shape, nb::handle sums) {
-    if (sums.is_none()) return nullptr;
-    const auto array = nb::cast<Sums>(sums, false);
-    check_sums(shape, array.shape(0), array.shape(1));
-    return array.data();
-}
-
-// ((prior sum_abs, sum_squares, sum_gates), first token whose gates count, [(length, sum_abs, sum_squares, sum_gates),
-// …]); the caller keeps the arrays alive.
+// (prior sum_abs, prior sum_squares, [(length, sum_abs, sum_squares), …]); the caller keeps the arrays alive.
 StatisticsRow statistics_of(const ModelShape& shape, nb::handle item) {
     const auto tuple = nb::cast<nb::tuple>(item);
-    const auto prior = nb::cast<nb::tuple>(tuple[0]);
-    StatisticsRow row{prior_of(shape, prior[0]), prior_of(shape, prior[1]), prior_of(shape, prior[2]),
-                      nb::cast<int32_t>(tuple[1]), {}};
-    if (row.first_gate < 0) throw std::invalid_argument("a row's first gate must not be negative");
+    StatisticsRow row{prior_of(shape, tuple[0]), prior_of(shape, tuple[1]), {}};
     for (nb::handle entry : nb::cast<nb::list>(tuple[2])) {
         const auto stage = nb::cast<nb::tuple>(entry);
-        row.stages.push_back({nb::cast<int32_t>(stage[0]), sums_of(shape, stage[1]), sums_of(shape, stage[2]),
-                              sums_of(shape, stage[3])});
-        if (row.stages.back().sum_abs == nullptr || row.stages.back().sum_squares == nullptr) {
-            throw std::invalid_argument("statistics lack an array for their sums");
-        }
+        const auto sum_abs = nb::cast<Sums>(stage[1], false), sum_squares = nb::cast<Sums>(stage[2], false);
+        check_sums(shape, sum_abs.shape(0), sum_abs.shape(1));
+        check_sums(shape, sum_squares.shape(0), sum_squares.shape(1));
+        row.stages.push_back({nb::cast<int32_t>(stage[0]), sum_abs.data(), sum_squares.data()});
     }
     return row;
 }
@@ -182,11 +170,10 @@ class RefinementArrays {
 public:
     RefinementArrays(nb::handle refinement, const ModelShape& shape)
         : inputs_(matrix(refinement.attr("weights").attr("inputs"), shape.num_layers, shape.hidden_size)),
-          up_(matrix(refinement.attr("weights").attr("up"), shape.num_layers, shape.intermediate_size)),
           down_(matrix(refinement.attr("weights").attr("down"), shape.num_layers, shape.intermediate_size)),
-          thresholds_(matrix(refinement.attr("thresholds"), 3, shape.num_layers)) {}
+          thresholds_(matrix(refinement.attr("thresholds"), 2, shape.num_layers)) {}
 
-    PlanRefinement view() const { return {inputs_.data(), up_.data(), down_.data(), thresholds_.data()}; }
+    PlanRefinement view() const { return {inputs_.data(), down_.data(), thresholds_.data()}; }
 
 private:
     static Matrix<float> matrix(nb::handle values, int32_t rows, int32_t cols) {
@@ -196,7 +183,7 @@ private:
                                     std::to_string(cols) + ")");
     }
 
-    Matrix<float> inputs_, up_, down_, thresholds_;
+    Matrix<float> inputs_, down_, thresholds_;
 };
 
 std::vector<int32_t> group_counts(const Plan& plan) {

@@ -1,7 +1,5 @@
 #include "elementwise.h"
 
-#include <algorithm>
-#include <array>
 #include <bit>
 #include <cmath>
 
@@ -50,12 +48,6 @@ GLASS_CLONES void gelu_tanh_product(float* gate, const float* up, int32_t size) 
         gate[i] = 0.5f * g * (1.0f + tanh) * up[i];
     }
 }
-
-constexpr auto kOnes = [] {
-    std::array<float, 256> ones{};
-    ones.fill(1.0f);
-    return ones;
-}();
 
 // The largest of `size` scores; `poison` becomes NaN when one is not finite.
 GLASS_CLONES float block_maximum(const float* scores, int32_t size, float* poison) {
@@ -116,14 +108,6 @@ void gated_activation(Activation activation, float* gate, const float* up, int32
     }
 }
 
-// A product with 1 is exact.
-void activate(Activation activation, float* values, int32_t size) {
-    constexpr auto kStep = static_cast<int32_t>(kOnes.size());
-    for (int32_t i = 0; i < size; i += kStep) {
-        gated_activation(activation, values + i, kOnes.data(), std::min(kStep, size - i));
-    }
-}
-
 void add_gathered(float* values, const float* bias, const int32_t* index, int32_t size) {
     for (int32_t i = 0; i < size; ++i) values[i] += bias[index[i]];
 }
@@ -180,10 +164,6 @@ GLASS_CLONES void add_normalized(const float* x, double scale, int32_t size, flo
         sum_abs[i] += value < 0.0f ? -value : value;
         sum_of_squares[i] += value * value;
     }
-}
-
-GLASS_CLONES void add_magnitudes(const float* x, int32_t size, float* sum_abs) {
-    for (int32_t i = 0; i < size; ++i) sum_abs[i] += x[i] < 0.0f ? -x[i] : x[i];
 }
 
 }  // namespace glass

@@ -35,9 +35,6 @@ void keep_listed(float* values, const int32_t* index, const uint32_t* words, int
 // gate[i] = act(gate[i]) * up[i]
 void gated_activation(Activation activation, float* gate, const float* up, int32_t size);
 
-// values[i] = act(values[i])
-void activate(Activation activation, float* values, int32_t size);
-
 // y *= factor
 void scale(float* y, float factor, int32_t size);
 
@@ -56,7 +53,5 @@ Largest largest(const float* scores, int32_t size);
 double sum_squares(const float* x, int32_t size);
 // sums of |x * scale| and of its square, added to the two accumulators element by element
 void add_normalized(const float* x, double scale, int32_t size, float* sum_abs, float* sum_of_squares);
-// |x|, added element by element
-void add_magnitudes(const float* x, int32_t size, float* sum_abs);
 
 }  // namespace glass

@@ -45,12 +45,12 @@ FfnStep::FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels&
     for (Scratch& scratch : scratch_) {
         scratch.gate.reserve(values);
         scratch.up.reserve(values);
-        for (Buffer<int32_t>* list : {&scratch.list, &scratch.gate_list, &scratch.down_list}) list->reserve(values);
+        for (Buffer<int32_t>* list : {&scratch.list, &scratch.down_list}) list->reserve(values);
         for (Buffer<uint32_t>* marks : {&scratch.marks, &scratch.any}) marks->reserve(values / 32);
     }
 }
 
-void FfnStep::plan(const std::vector<const Plan*>& token_plans, const std::vector<CollectedToken>& collected,
+void FfnStep::plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected,
                    const std::vector<RefinedToken>& refined) {
     num_tokens_ = static_cast<int32_t>(token_plans.size());
     token_plans_ = token_plans;
@@ -62,13 +62,8 @@ void FfnStep::plan(const std::vector<const Plan*>& token_plans, const std::vecto
     for (Scratch& scratch : scratch_) scratch.executed = {};
     const auto tokens = static_cast<size_t>(num_tokens_), groups = static_cast<size_t>(shape_.num_groups());
     partials_.reserve(static_cast<size_t>(pool_.num_threads()) * tokens * static_cast<size_t>(hidden_padded_));
-    int32_t num_z = 0, num_gates = 0;
-    for (const CollectedToken& token : collected) {
-        num_z = std::max(num_z, token.z + 1);
-        num_gates = std::max(num_gates, token.gates + 1);
-    }
-    z_.reserve(place(num_z));
-    gates_.reserve(place(num_gates));
+    const auto num_collected = static_cast<size_t>(*std::max_element(collected.begin(), collected.end()) + 1);
+    z_.reserve(num_collected * static_cast<size_t>(shape_.intermediate_size));
     const bool same = std::all_of(token_plans.begin(), token_plans.end(), [&](const Plan* p) { return p == token_plans[0]; });
     const bool any_dense = std::find(token_plans.begin(), token_plans.end(), &plans_.dense()) != token_plans.end();
     const Plan* shared = same ? token_plans[0] : (any_dense ? &plans_.dense() : nullptr);
@@ -117,7 +112,7 @@ FfnWork FfnStep::cascade_work(const ModelWeights& weights) const {
     FfnParts plain;
     for (const Scratch& scratch : scratch_) plain.add(scratch.executed);
     FfnParts refined = plain, read = plain;
-    refined.up = 0;
+    refined.rows = 0;
     refined.add(inputs_.executed());
     read.add(inputs_.executed());
     const FfnWeights& ffn = weights.layers.front().ffn;  // all layers have the same sizes
@@ -131,6 +126,10 @@ float* FfnStep::partial_row(int32_t thread, int32_t token) {
 
 const float* FfnStep::partial(int32_t thread, int32_t token) const {
     return const_cast<FfnStep*>(this)->partial_row(thread, token);
+}
+
+const float* FfnStep::collected(int32_t i) const {
+    return z_.data() + static_cast<size_t>(i) * static_cast<size_t>(shape_.intermediate_size);
 }
 
 void FfnStep::run(const FfnWeights& ffn, int32_t layer, Activations& x) {
@@ -179,7 +178,7 @@ void FfnStep::run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile
     float *gate = scratch.gate.data(), *up = scratch.up.data();
     kernels_.dot_rows(ffn.gate, neurons.index, 0, neurons.count, inputs, gate, width);
     kernels_.dot_rows(ffn.up, neurons.index, 0, neurons.count, inputs, up, width);
-    multiply_gates(ffn, turn, tile);
+    mask(ffn, turn, tile);
     kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, gate, width, tile.count,
                              partial_row(tile.thread, tile.first), static_cast<size_t>(hidden_padded_));
 }
@@ -194,37 +193,42 @@ NeuronRange FfnStep::neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks
     return {list, count};
 }
 
-// z of every token, in place of its gate; 0 where the token's own plan lacks the neuron. Collected ones are copied.
-void FfnStep::multiply_gates(const FfnWeights& ffn, const Turn& turn, const Tile& tile) {
+// act(gate) * up of the tile's token t, in place of its gate.
+float* FfnStep::multiply_gate(const FfnWeights& ffn, const Turn& turn, const Tile& tile, int32_t t) {
     Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
+    const NeuronRange& neurons = turn.neurons;
+    const ptrdiff_t at = static_cast<ptrdiff_t>(t) * turn.width();
+    float *gate = scratch.gate.data() + at, *up = scratch.up.data() + at;
+    if (ffn.gate_bias != nullptr) {
+        add_gathered(gate, ffn.gate_bias, neurons.index, neurons.count);
+        add_gathered(up, ffn.up_bias, neurons.index, neurons.count);
+    }
+    gated_activation(shape_.activation, gate, up, neurons.count);
+    return gate;
+}
+
+// z of every token, in place of its gate; 0 where the token's own plan lacks the neuron. Collected ones are copied.
+void FfnStep::mask(const FfnWeights& ffn, const Turn& turn, const Tile& tile) {
     const NeuronRange& neurons = turn.neurons;
     for (int32_t t = 0; t < tile.count; ++t) {
         const int32_t token = tile.first + t;
-        float* gate = scratch.gate.data() + static_cast<ptrdiff_t>(t) * turn.width();
-        float* up = scratch.up.data() + static_cast<ptrdiff_t>(t) * turn.width();
-        if (ffn.gate_bias != nullptr) {
-            add_gathered(gate, ffn.gate_bias, neurons.index, neurons.count);
-            add_gathered(up, ffn.up_bias, neurons.index, neurons.count);
-        }
-        const CollectedToken& collected = collected_[static_cast<size_t>(token)];
-        if (collected.gates >= 0) collect(turn, gate, gates_.data() + place(collected.gates));
-        gated_activation(shape_.activation, gate, up, neurons.count);
+        float* z = multiply_gate(ffn, turn, tile, t);
         const LayerPlan& own = (*token_plans_[static_cast<size_t>(token)])[static_cast<size_t>(tile.layer)];
         // whoever keeps all that is walked needs no mask
-        if (&own != walks_[static_cast<size_t>(tile.layer)]) {
-            keep_listed(gate, neurons.index, own.words(), neurons.count);
-        }
-        if (collected.z >= 0) collect(turn, gate, z_.data() + place(collected.z));
+        if (&own != walks_[static_cast<size_t>(tile.layer)]) keep_listed(z, neurons.index, own.words(), neurons.count);
+        if (collected_[static_cast<size_t>(token)] >= 0) collect(turn, token, z);
     }
 }
 
-// Copies a turn's values to their neurons' places. A collected token is dense, so the turn holds all of its groups.
-void FfnStep::collect(const Turn& turn, const float* values, float* to) const {
+// A collected token is dense, so the turn holds all neurons of its groups.
+void FfnStep::collect(const Turn& turn, int32_t token, const float* z) {
+    float* to = z_.data() + static_cast<size_t>(collected_[static_cast<size_t>(token)]) *
+                                static_cast<size_t>(shape_.intermediate_size);
     for (int32_t chunk = turn.chunk; chunk < turn.chunk + turn.num_chunks; ++chunk) {
         plans_.layout().for_groups(chunk, [&](int32_t group) {
             const int32_t neuron = group * kGroup, count = std::min(kGroup, shape_.intermediate_size - neuron);
-            std::memcpy(to + neuron, values, sizeof(float) * static_cast<size_t>(count));
-            values += count;
+            std::memcpy(to + neuron, z, sizeof(float) * static_cast<size_t>(count));
+            z += count;
         });
     }
 }

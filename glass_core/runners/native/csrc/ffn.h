@@ -4,10 +4,10 @@
 // (ffn_choice.h): every neuron is read once, z of a row that does not keep it is set to 0, and a 0 contributes exactly
 // nothing. A row's result is therefore the one it gets alone.
 //
-// A step with refined rows (refinement.h) multiplies in passes, each over what some row still wants: columns of up for the
-// refined rows (ffn_inputs.h) and its rows for the others, then gate rows, then columns of down (ffn_cascade.cpp). Such a
-// mixed step reads up twice: from its rows and its columns a token gets other roundings, and it is to get those that it
-// gets alone.
+// A step with refined rows (refinement.h) multiplies in passes, each over what some row still wants: columns of gate and up
+// for the refined rows (ffn_inputs.h) and their rows for the others, then columns of down (ffn_cascade.cpp). Such a mixed
+// step reads gate and up twice: from rows and from columns a token gets other roundings, and it is to get those that it gets
+// alone.
 #pragma once
 
 #include <algorithm>
@@ -35,19 +35,13 @@ struct FfnWork {
     int64_t bytes = 0;    // of all weights read
 };
 
-// Where a token's z and act(gate) go among those that are collected; -1 = nowhere. Collected tokens are dense.
-struct CollectedToken {
-    int32_t z = -1;
-    int32_t gates = -1;
-};
-
 class FfnStep {
 public:
     FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels& kernels, ThreadPool& pool);
 
-    // Lay out a step: one plan and one place of what is collected per token. `refined` has an entry per token, or none if
-    // no token is.
-    void plan(const std::vector<const Plan*>& token_plans, const std::vector<CollectedToken>& collected,
+    // Lay out a step: one plan per token, and for tokens whose z is collected their place among the collected ones
+    // (-1 = not collected; collected tokens are dense). `refined` has an entry per token, or none if no token is.
+    void plan(const std::vector<const Plan*>& token_plans, const std::vector<int32_t>& collected,
               const std::vector<RefinedToken>& refined);
 
     FfnWork work(const ModelWeights& weights) const;
@@ -60,19 +54,15 @@ public:
     int32_t num_partials() const { return pool_.num_threads(); }
     const float* partial(int32_t thread, int32_t token) const;
 
-    // z of the last layer run, (intermediate_size,), of the i-th token whose z is collected
-    const float* collected_z(int32_t i) const { return z_.data() + place(i); }
-
-    // The same of gates: the gate itself after `run`, act(gate) once that is told to be taken
-    const float* collected_gates(int32_t i) const { return gates_.data() + place(i); }
-    void activate_gates(int32_t i) { activate(shape_.activation, gates_.data() + place(i), shape_.intermediate_size); }
+    // z of the last layer run, (intermediate_size,), of the i-th collected token
+    const float* collected(int32_t i) const;
 
 private:
     struct Scratch {
         Buffer<float> gate, up;
-        Buffer<int32_t> list, gate_list, down_list;
+        Buffer<int32_t> list, down_list;
         Buffer<uint32_t> marks, any;  // of cascades: (tokens, turn's neurons / 32), and of any token
-        FfnParts executed;  // of cascades, columns of up left out
+        FfnParts executed;  // of cascades, columns of gate and up left out
     };
     using Tile = TokenTile;
     // Some successive chunks of one thread, and the row length of gate and up.
@@ -91,15 +81,13 @@ private:
     void run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
     static int32_t chunks_per_turn(int32_t num_tokens) { return std::max(1, kTurnValues / (num_tokens * kNeuronsPerChunk)); }
     NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
-    void multiply_gates(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
+    void mask(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
+    float* multiply_gate(const FfnWeights& ffn, const Turn& turn, const Tile& tile, int32_t t);
     void run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);
-    void multiply_up(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);
-    void choose_gates(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
-    void choose_outputs(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const NeuronRange& gated);
-    NeuronRange narrow(const Turn& turn, const Tile& tile, const NeuronRange& from, float* values, int32_t* list);
-    void count_executed(const Tile& tile, int32_t num_up, int32_t num_gate, const NeuronRange& summed);
-    void collect(const Turn& turn, const float* values, float* to) const;
-    size_t place(int32_t i) const { return static_cast<size_t>(i) * static_cast<size_t>(shape_.intermediate_size); }
+    void multiply(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);
+    void choose(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
+    NeuronRange narrow(const Turn& turn, const Tile& tile);
+    void collect(const Turn& turn, int32_t token, const float* z);
     float* partial_row(int32_t thread, int32_t token);
 
     const ModelShape& shape_;
@@ -110,13 +98,13 @@ private:
     int32_t num_tokens_ = 0;
     FfnChoice choice_;
     std::vector<const Plan*> token_plans_;
-    std::vector<CollectedToken> collected_;
+    std::vector<int32_t> collected_;
     std::vector<const LayerPlan*> walks_;    // per layer what is walked; null = the list of walked_words_
     Buffer<uint32_t> walked_words_;          // (num_layers, num_groups)
     Buffer<float> partials_;                 // (threads, tokens, hidden_padded)
-    Buffer<float> z_, gates_;                // (tokens of which they are collected, intermediate_size)
+    Buffer<float> z_;                        // (collected tokens, intermediate_size)
     std::vector<RefinedToken> refined_;
-    bool all_refined_ = false;               // no token needs rows of up
+    bool all_refined_ = false;               // no token needs rows of gate and up
     CascadeCounts cascades_;
     InputStage inputs_;
     std::vector<Scratch> scratch_;           // one per thread

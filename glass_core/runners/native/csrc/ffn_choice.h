@@ -10,7 +10,7 @@
 
 namespace glass {
 
-// Above this density all columns of up_proj are read, as the processor fetches ahead of whoever reads on without gaps.
+// Above this density all inputs' columns are read, as the processor fetches ahead of whoever reads on without gaps.
 inline constexpr float kInputsBreakEven = 0.9f;
 
 enum class FfnPath : uint8_t { cheapest, union_list, all_neurons };
@@ -35,7 +35,7 @@ public:
     // Whether to compute all `intermediate_size` neurons where `kept` of them are wanted by some row.
     bool all_neurons(int32_t num_rows, int32_t kept, int32_t intermediate_size) const;
 
-    // The same of inputs and their columns of up_proj.
+    // The same of inputs and their columns.
     bool all_inputs(int32_t kept, int32_t hidden_size) const;
 
 private:

@@ -36,7 +36,7 @@ void InputStage::plan(const std::vector<RefinedToken>& tokens, const std::vector
     first_refined_tile_ = static_cast<int32_t>(tile - num_refined_.begin()) * kTokenTile;
     max_refined_ = static_cast<size_t>(*std::max_element(num_refined_.begin(), num_refined_.end()));
     if (max_refined_ == 0) return;
-    sums_.reserve(own_.size() * max_refined_ * static_cast<size_t>(neurons_padded_));
+    sums_.reserve(sums_at(static_cast<int32_t>(own_.size()), 0));
     for (Own& own : own_) {
         const auto words = static_cast<size_t>(mark_words(static_cast<int32_t>(own.inputs.size())));
         own.values.reserve(max_refined_ * own.inputs.size());
@@ -56,9 +56,10 @@ void InputStage::run(const FfnWeights& ffn, const TokenTile& tile, Activations& 
     }
     const NeuronRange kept = narrow(own, tile, num_refined);
     float* to = sums_.data() + sums_at(tile.thread, 0);
-    std::fill_n(to, static_cast<size_t>(num_refined) * static_cast<size_t>(neurons_padded_), 0.0f);
+    const auto stride = static_cast<size_t>(ffn.inputs.hidden_padded);
+    std::fill_n(to, static_cast<size_t>(num_refined) * stride, 0.0f);
     kernels_.accumulate_down(ffn.inputs, kept.index, kept.count, own.values.data(), static_cast<size_t>(num_own),
-                             num_refined, to, static_cast<size_t>(neurons_padded_));
+                             num_refined, to, stride);
     if (tile.first != first_refined_tile_) return;
     own.executed.inputs += kept.count;
     own.executed.input_groups += count_groups(kept);
@@ -103,20 +104,24 @@ NeuronRange InputStage::narrow(Own& own, const TokenTile& tile, int32_t num_refi
 
 size_t InputStage::sums_at(int32_t thread, int32_t place) const {
     const size_t row = static_cast<size_t>(thread) * max_refined_ + static_cast<size_t>(place);
-    return row * static_cast<size_t>(neurons_padded_);
+    return row * 2 * static_cast<size_t>(neurons_padded_);
 }
 
-void InputStage::gather(int32_t token, const NeuronRange& neurons, float* up) const {
-    std::fill_n(up, neurons.count, 0.0f);
+void InputStage::gather(int32_t token, const NeuronRange& neurons, float* gate, float* up) const {
+    gather_part(token, 0, neurons, gate);
+    gather_part(token, static_cast<size_t>(neurons_padded_), neurons, up);
+}
+
+void InputStage::gather_part(int32_t token, size_t part, const NeuronRange& neurons, float* to) const {
+    std::fill_n(to, neurons.count, 0.0f);
+    const bool gaps = neurons.index[neurons.count - 1] - neurons.index[0] != neurons.count - 1;
     for (size_t thread = 0; thread < own_.size(); ++thread) {
-        const float* from = sums_.data() + sums_at(static_cast<int32_t>(thread), places_[static_cast<size_t>(token)]);
-        for (int32_t i = 0, count = 0; i < neurons.count; i += count) {
-            count = std::min(kGroup, neurons.count - i);
-            if (whole_group(neurons.index + i, count)) {
-                add(up + i, from + neurons.index[i], count);
-            } else {
-                add_gathered(up + i, from, neurons.index + i, count);
-            }
+        const size_t at = sums_at(static_cast<int32_t>(thread), places_[static_cast<size_t>(token)]);
+        const float* from = sums_.data() + at + part;
+        if (gaps) {
+            add_gathered(to, from, neurons.index, neurons.count);
+        } else {
+            add(to, from + neurons.index[0], neurons.count);
         }
     }
 }

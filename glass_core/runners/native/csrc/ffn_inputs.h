@@ -1,4 +1,4 @@
-// The first stage of cascades (refinement.h): u of refined tokens, from the columns of up_proj of the inputs they keep.
+// The first stage of cascades (refinement.h): gate and u of refined tokens, from the columns of the inputs they keep.
 //
 // Every thread owns groups of 32 inputs, which share scales, and adds them up for all neurons; whoever needs u adds the
 // threads' sums in order.
@@ -39,8 +39,8 @@ public:
     // A thread's sums of one tile's refined tokens; `x` are all tokens' inputs.
     void run(const FfnWeights& ffn, const TokenTile& tile, Activations& x, CascadeCounts& counts);
 
-    // up[i] = u of neuron index[i] of a refined token of the tile that was run last, without bias.
-    void gather(int32_t token, const NeuronRange& neurons, float* up) const;
+    // gate[i], up[i] = those of neuron index[i] of a refined token of the tile that was run last, without bias.
+    void gather(int32_t token, const NeuronRange& neurons, float* gate, float* up) const;
 
     // Once per step, like everything that is read, by all threads and layers.
     FfnParts executed() const;
@@ -57,6 +57,7 @@ private:
     void choose(Own& own, const TokenTile& tile, int32_t token, const float* x, CascadeCounts& counts);
     NeuronRange narrow(Own& own, const TokenTile& tile, int32_t num_refined) const;
     size_t sums_at(int32_t thread, int32_t place) const;
+    void gather_part(int32_t token, size_t part, const NeuronRange& neurons, float* to) const;
 
     const ModelShape& shape_;
     const Kernels& kernels_;
@@ -69,7 +70,7 @@ private:
     int32_t first_refined_tile_ = 0;    // where it begins
     int32_t neurons_padded_;
     std::vector<Own> own_;
-    Buffer<float> sums_;                // (threads, max_refined, neurons_padded)
+    Buffer<float> sums_;                // (threads, max_refined, gates and u, neurons_padded)
 };
 
 }  // namespace glass

@@ -91,7 +91,7 @@ void FfnProbe::time_path(FfnPath path, int32_t num_rows, std::vector<double>& fa
     std::vector<const Plan*> row_plans;
     for (int32_t row = 0; row < num_rows; ++row) row_plans.push_back(&plans_[row % 2]);
     ffn_.choice().force(path);
-    ffn_.plan(row_plans, std::vector<CollectedToken>(static_cast<size_t>(num_rows)), {});
+    ffn_.plan(row_plans, std::vector<int32_t>(static_cast<size_t>(num_rows), -1), {});
     for (int32_t layer = 0; layer < num_layers_; ++layer) {
         const auto start = Clock::now();
         ffn_.run(weights_.layers[static_cast<size_t>(layer)].ffn, layer, inputs_);

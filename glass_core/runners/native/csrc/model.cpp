@@ -76,7 +76,7 @@ private:
         ffn.gate = ffn_rows("gate");
         ffn.up = ffn_rows("up");
         ffn.down = columns("down", shape_.intermediate_size, shape_.hidden_size);
-        ffn.inputs = columns("inputs", shape_.hidden_size, shape_.intermediate_size);
+        ffn.inputs = columns("inputs", shape_.hidden_size, 2 * padded(shape_.intermediate_size));
         ffn.group_scale_bytes = scale_bytes(shape_.ffn_format, ffn.down.hidden_padded);
         ffn.input_scale_bytes = scale_bytes(shape_.ffn_format, ffn.inputs.hidden_padded);
         if (shape_.ffn_format != Format::bf16) {
@@ -139,8 +139,7 @@ void ModelShape::check() const {
 }
 
 void FfnParts::add(const FfnParts& other) {
-    up += other.up;
-    gate += other.gate;
+    rows += other.rows;
     down += other.down;
     down_groups += other.down_groups;
     inputs += other.inputs;
@@ -148,8 +147,7 @@ void FfnParts::add(const FfnParts& other) {
 }
 
 int64_t FfnParts::bytes(const FfnWeights& ffn) const {
-    return up * static_cast<int64_t>(ffn.up.stride) + gate * static_cast<int64_t>(ffn.gate.stride) +
-           down * static_cast<int64_t>(ffn.down.stride) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
+    return rows * static_cast<int64_t>(ffn.gate.stride + ffn.up.stride) + down * static_cast<int64_t>(ffn.down.stride) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
            inputs * static_cast<int64_t>(ffn.inputs.stride) + input_groups * static_cast<int64_t>(ffn.input_scale_bytes);
 }
 

@@ -48,7 +48,7 @@ struct FfnWeights {
     RowsView gate;
     RowsView up;
     DownView down;
-    DownView inputs;  // up_proj again, by its columns: what every input adds to all neurons' u
+    DownView inputs;  // gate and up again, by their columns: what every input adds to all neurons' gates, then to their u
     const float* gate_bias;
     const float* up_bias;
     const float* down_bias;
@@ -58,11 +58,10 @@ struct FfnWeights {
     size_t neuron_bytes() const { return gate.stride + up.stride + down.stride; }
 };
 
-// How much of a layer's FFN is read: rows of up and of gate, columns of down and groups of 32 neurons that these are of,
-// columns of up and groups of 32 inputs that these are of.
+// How much of a layer's FFN is read: neurons' rows of gate and up, columns of down and groups of 32 neurons that these are
+// of, inputs' columns of gate and up and groups of 32 inputs that these are of.
 struct FfnParts {
-    int64_t up = 0;
-    int64_t gate = 0;
+    int64_t rows = 0;
     int64_t down = 0;
     int64_t down_groups = 0;
     int64_t inputs = 0;
@@ -70,7 +69,7 @@ struct FfnParts {
 
     void add(const FfnParts& other);
     int64_t weights(const ModelShape& shape) const {
-        return (up + gate + down) * shape.hidden_size + inputs * shape.intermediate_size;
+        return (2 * rows + down) * shape.hidden_size + 2 * inputs * shape.intermediate_size;
     }
     int64_t bytes(const FfnWeights& ffn) const;
 };

@@ -105,7 +105,7 @@ const Plan& PlanStore::add(int32_t key, const std::vector<NeuronRange>& lists, c
     for (const NeuronRange& list : lists) {
         plan.emplace_back(layout_, intermediate_size_, list.index, static_cast<size_t>(list.count));
     }
-    for (size_t layer = 0; refinement.up_weights != nullptr && layer < plan.size(); ++layer) {
+    for (size_t layer = 0; refinement.down_weights != nullptr && layer < plan.size(); ++layer) {
         plan[layer].refine(layer_of(refinement, layer));
     }
     return plans_.emplace(key, std::move(plan)).first->second;
@@ -113,13 +113,9 @@ const Plan& PlanStore::add(int32_t key, const std::vector<NeuronRange>& lists, c
 
 LayerRefinement PlanStore::layer_of(const PlanRefinement& refinement, size_t layer) const {
     const auto num_layers = static_cast<size_t>(num_layers_);
-    const size_t neurons = layer * static_cast<size_t>(intermediate_size_);
     return {refinement.input_weights + layer * static_cast<size_t>(hidden_size_),
-            refinement.up_weights + neurons,
-            refinement.down_weights + neurons,
-            refinement.thresholds[layer],
-            refinement.thresholds[num_layers + layer],
-            refinement.thresholds[2 * num_layers + layer]};
+            refinement.down_weights + layer * static_cast<size_t>(intermediate_size_), refinement.thresholds[layer],
+            refinement.thresholds[num_layers + layer]};
 }
 
 const Plan& PlanStore::get(int32_t key) const {

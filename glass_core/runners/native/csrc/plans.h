@@ -55,18 +55,15 @@ int32_t count_groups(const NeuronRange& neurons);
 // (intermediate_size,), are the caller's.
 struct LayerRefinement {
     const float* input_weights = nullptr;
-    const float* up_weights = nullptr;
     const float* down_weights = nullptr;
     float input_threshold = 0.0f;
-    float up_threshold = 0.0f;
     float down_threshold = 0.0f;
 };
 
-// The same of all layers, one after the other: of each array, of inputs' thresholds, of up's and of down's; null = the
-// plan is not refined.
+// The same of all layers, one after the other: of each array, of inputs' thresholds and of down's; null = the plan is not
+// refined.
 struct PlanRefinement {
     const float* input_weights = nullptr;
-    const float* up_weights = nullptr;
     const float* down_weights = nullptr;
     const float* thresholds = nullptr;
 };
@@ -88,7 +85,7 @@ public:
     int32_t num_groups() const { return num_groups_; }
 
     void refine(const LayerRefinement& refinement) { refinement_ = refinement; }
-    bool refined() const { return refinement_.up_weights != nullptr; }
+    bool refined() const { return refinement_.down_weights != nullptr; }
     const LayerRefinement& refinement() const { return refinement_; }
 
 private:

@@ -6,21 +6,14 @@
 namespace glass {
 namespace {
 
-constexpr size_t kStages = 3;
+constexpr size_t kStages = 2;
 
-// Calls fn(position) for the marked ones, ascending.
-template <typename Fn>
-void for_marked(const uint32_t* marks, int32_t count, Fn&& fn) {
-    for (int32_t start = 0; start < count; start += 32) {
-        for (uint32_t word = marks[start / 32]; word != 0; word &= word - 1) fn(start + std::countr_zero(word));
-    }
-}
-
-}  // namespace
-
+// Whether `index`, which ascends and has `left` entries, begins with the 32 neurons of one group.
 bool whole_group(const int32_t* index, int32_t left) {
     return left >= kGroup && index[0] % kGroup == 0 && index[kGroup - 1] == index[0] + kGroup - 1;
 }
+
+}  // namespace
 
 void mark_first(int32_t count, uint32_t* marks) {
     std::fill_n(marks, count / 32, ~uint32_t{0});
@@ -39,19 +32,6 @@ void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uin
         }
         marks[start / 32] = word;
     }
-}
-
-void gather_marks(const uint32_t* chosen, int32_t count, uint32_t* marks) {
-    if (std::equal(chosen, chosen + mark_words(count), marks)) return mark_first(count_marks(chosen, count), marks);
-    int32_t to = 0;
-    uint32_t word = 0;
-    for_marked(chosen, count, [&](int32_t from) {
-        word |= ((marks[from / 32] >> (from % 32)) & 1u) << (to % 32);
-        if (++to % 32 != 0) return;
-        marks[to / 32 - 1] = word;  // from >= to: what it replaces has been read
-        word = 0;
-    });
-    if (to % 32 != 0) marks[to / 32] = word;
 }
 
 int32_t count_marks(const uint32_t* marks, int32_t count) {
@@ -92,10 +72,9 @@ size_t CascadeCounts::words_at(size_t row, size_t layer, Stage stage) const {
 void CascadeCounts::note(int32_t row, int32_t layer, Stage stage, const NeuronRange& kept, int32_t thread) {
     const auto r = static_cast<size_t>(row), l = static_cast<size_t>(layer);
     FfnParts& parts = parts_.data()[parts_at(r, l, static_cast<size_t>(thread))];
-    (stage == inputs ? parts.inputs : (stage == gate ? parts.gate : parts.down)) += kept.count;
+    (stage == inputs ? parts.inputs : parts.down) += kept.count;
     if (row_tokens_[r] == 1) {
-        if (stage == inputs) parts.input_groups += count_groups(kept);
-        if (stage == down) parts.down_groups += count_groups(kept);
+        (stage == inputs ? parts.input_groups : parts.down_groups) += count_groups(kept);
         return;
     }
     uint32_t* words = words_.data() + words_at(r, l, stage);
@@ -119,7 +98,6 @@ FfnParts CascadeCounts::pass_parts(size_t row, size_t layer) const {
         const auto word = [&](Stage stage) { return words_.data()[words_at(row, layer, stage) + group]; };
         sum.inputs += std::popcount(word(inputs));
         sum.input_groups += word(inputs) != 0;
-        sum.gate += std::popcount(word(gate));
         sum.down += std::popcount(word(down));
         sum.down_groups += word(down) != 0;
     }

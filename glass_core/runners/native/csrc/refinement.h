@@ -1,9 +1,9 @@
 // Token-level refinement: of the neurons of a plan's pool, a token reads only those that its own scores call for.
 //
-// The cascade of a token in a layer: of the inputs x, those with |x| * input_weight >= scale * input_threshold give u;
-// neurons of the pool with |u| * up_weight >= scale * up_threshold are computed further, z = act(gate) * u; of those,
-// neurons with |z| * down_weight >= scale * down_threshold reach the down projection. For all others z = 0, which contributes exactly nothing, so it does not matter what of them the token's
-// batch-mates made the step compute. Scores that are not numbers are kept: the step then reports them.
+// The cascade of a token in a layer: of the inputs x, those with |x| * input_weight >= scale * input_threshold give gate and
+// u; neurons of the pool with |z| * down_weight >= scale * down_threshold, z = act(gate) * u, reach the down projection. For
+// all others z = 0, which contributes exactly nothing, so it does not matter what of them the token's batch-mates made the
+// step compute. Scores that are not numbers are kept: the step then reports them.
 #pragma once
 
 #include <cstddef>
@@ -28,9 +28,6 @@ struct CascadeWork {
     int64_t bytes = 0;    // of the weights that one pass for all its tokens reads
 };
 
-// Whether `index`, which ascends and has `left` entries, begins with the 32 neurons of one group.
-bool whole_group(const int32_t* index, int32_t left);
-
 // Marks, as the kernels take them: one bit per position.
 constexpr int32_t mark_words(int32_t count) { return (count + 31) / 32; }
 
@@ -38,14 +35,12 @@ constexpr int32_t mark_words(int32_t count) { return (count + 31) / 32; }
 void mark_first(int32_t count, uint32_t* marks);
 // Marks the positions whose neurons `words` (bits by neuron) has.
 void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uint32_t* marks);
-// Moves the marks of the positions that `chosen` marks together, in order.
-void gather_marks(const uint32_t* chosen, int32_t count, uint32_t* marks);
 int32_t count_marks(const uint32_t* marks, int32_t count);
 
 // What the refined rows of a step keep.
 class CascadeCounts {
 public:
-    enum Stage : int32_t { inputs, gate, down };
+    enum Stage : int32_t { inputs, down };
 
     CascadeCounts(const ModelShape& shape, int32_t num_threads);
 

@@ -70,7 +70,7 @@ StepOutput Model::step(const std::vector<StepRow>& rows, const Frequencies& freq
     int64_t num_logits = 0;
     for (const StepRow& row : rows) num_logits += row.num_logits;
     check_requests(samples, num_logits, shape_.vocab_size);
-    place(rows, frequencies, statistics);
+    place(rows, frequencies);
     statistics_.plan(statistics, num_collected_);
     StepOutput output{};
     if (num_tokens_ == 0) return output;
@@ -125,32 +125,34 @@ void Model::check_statistics(const std::vector<StepRow>& rows, const std::vector
     size_t next = 0;
     for (size_t r = 0; r < rows.size(); ++r) {
         if (!rows[r].collect) continue;
-        if (next == statistics.size()) refuse_row(r, "has no place for its statistics");
-        const char* problem = statistics[next++].problem(rows[r].num_tokens);
-        if (problem != nullptr) refuse_row(r, problem);
+        if (next == statistics.size() || statistics[next].stages.empty()) refuse_row(r, "has no place for its statistics");
+        int32_t previous = 0;
+        for (const StatisticsStage& stage : statistics[next].stages) {
+            if (stage.length <= previous) refuse_row(r, "the lengths of its statistics do not ascend");
+            previous = stage.length;
+        }
+        if (previous != rows[r].num_tokens) refuse_row(r, "its last statistics are not those of all its tokens");
+        ++next;
     }
     if (next != statistics.size()) throw std::invalid_argument("more statistics than rows that collect");
 }
 
 // Where every token sits, what it is run with, and room for all of them.
-void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequencies,
-                  const std::vector<StatisticsRow>& statistics) {
+void Model::place(const std::vector<StepRow>& rows, const Frequencies& frequencies) {
     tokens_.clear();
     token_plans_.clear();
     collected_tokens_.clear();
     attention_rows_.clear();
     refined_tokens_.clear();
     num_collected_ = 0;
-    int32_t num_refined = 0, num_gates = 0;
-    auto sums = statistics.begin();
+    int32_t num_refined = 0;
     for (const StepRow& row : rows) {
-        const bool gates = row.collect && (sums++)->gates();
         const auto first_token = static_cast<int32_t>(tokens_.size());
         attention_rows_.push_back({row.start, row.num_tokens, first_token, row.blocks});
         for (int32_t i = 0; i < row.num_tokens; ++i) {
             const int32_t position = row.start + i;
             tokens_.push_back({position, row.blocks[position / cache_.block_size()], position % cache_.block_size()});
-            collected_tokens_.push_back({row.collect ? num_collected_++ : -1, gates ? num_gates++ : -1});
+            collected_tokens_.push_back(row.collect ? num_collected_++ : -1);
         }
         const Plan& plan = plans_.get(row.plan);
         token_plans_.insert(token_plans_.end(), static_cast<size_t>(row.num_tokens), &plan);
@@ -290,7 +292,7 @@ void Model::join(float* output, const float* bias, const float* norm, int32_t to
     if (bias != nullptr) add(hidden, bias, shape_.hidden_size);
 }
 
-// Adds what a layer's FFN gave to a token, and gets what is collected of it ready to be folded.
+// Adds what a layer's FFN gave to a token, and notes its z where that is collected.
 void Model::leave(int32_t layer, int32_t token) {
     const LayerWeights& weights = weights_.layers[static_cast<size_t>(layer)];
     const size_t place = static_cast<size_t>(token) * static_cast<size_t>(shape_.hidden_size);
@@ -305,16 +307,15 @@ void Model::leave(int32_t layer, int32_t token) {
     } else if (weights.ffn.down_bias != nullptr) {
         add(sum, weights.ffn.down_bias, shape_.hidden_size);
     }
-    const CollectedToken& collected = collected_tokens_[static_cast<size_t>(token)];
-    if (collected.z >= 0) statistics_.measure(collected.z, ffn_.collected_z(collected.z));
-    if (collected.gates >= 0) ffn_.activate_gates(collected.gates);
+    const int32_t collected = collected_tokens_[static_cast<size_t>(token)];
+    if (collected >= 0) statistics_.measure(collected, ffn_.collected(collected));
 }
 
 // One thread's neurons.
 void Model::fold_statistics(int32_t layer, int thread, int num_threads) {
     if (statistics_.empty()) return;
     const auto [first, last] = share(shape_.intermediate_size, kGroup, thread, num_threads);
-    statistics_.fold(layer, ffn_.collected_z(0), ffn_.collected_gates(0), first, last);
+    statistics_.fold(layer, ffn_.collected(0), first, last);
 }
 
 void Model::sample(const std::vector<StepRow>& rows, const std::vector<SampleRequest>& samples, StepOutput& output) {

@@ -80,8 +80,7 @@ public:
 private:
     void check(const std::vector<StepRow>& rows, const Frequencies& frequencies) const;
     void check_statistics(const std::vector<StepRow>& rows, const std::vector<StatisticsRow>& statistics) const;
-    void place(const std::vector<StepRow>& rows, const Frequencies& frequencies,
-               const std::vector<StatisticsRow>& statistics);
+    void place(const std::vector<StepRow>& rows, const Frequencies& frequencies);
     void reserve();
     void embed(const std::vector<StepRow>& rows);
     void enter(int32_t layer);
@@ -124,7 +123,7 @@ private:
     std::vector<Token> tokens_;
     std::vector<AttentionRow> attention_rows_;
     std::vector<const Plan*> token_plans_;
-    std::vector<CollectedToken> collected_tokens_;
+    std::vector<int32_t> collected_tokens_;
     std::vector<RefinedToken> refined_tokens_;
     int32_t num_collected_ = 0;
     Activations normed_;
