@@ -18,7 +18,7 @@ from glass_core.offline.calibrate.settings import CalibrationSettings
 from glass_core.offline.calibrate.statistics import next_token_loss
 from glass_core.offline.cli import main
 from glass_core.offline.progress import SilentProgress
-from glass_core.offline.tune import aggregators, search, static_tuning, tuning
+from glass_core.offline.tune import aggregators, objectives, search, static_tuning, tuning
 from glass_core.offline.tune.aggregators import Combination
 from glass_core.offline.tune.cascade import CascadeFfn, hard_mask, kernel
 from glass_core.offline.tune.descent import Descent, DescentState
@@ -61,7 +61,7 @@ def statistics(
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLASS_HOME", str(tmp_path / "home"))
     # answers of ten tokens never read what is asked to a thousandth
-    monkeypatch.setattr(tuning, "_MAX_ROUNDS", 2)
+    monkeypatch.setattr(objectives, "_MAX_COMMON_ROUNDS", 2)
 
 
 @pytest.fixture(scope="module")
@@ -189,6 +189,18 @@ def test_texts_are_measured_where_their_reads_are_what_was_asked(
     assert (shifts < 0).all()
     alone = batch.shifts_at_reads(logs_at(statistics, 0.5), torch.zeros(2, dtype=torch.float64), 0.55, width=0.25)
     assert torch.equal(alone, shifts)
+
+
+def test_a_common_shift_gives_all_tokens_together_the_reads(
+    batch: TextBatch, statistics: GlobalStatistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "_MAX_COMMON_ROUNDS", 16)
+    logs = logs_at(statistics, 0.5)
+    shift = batch.common_shift(logs, 0.0, 0.55, width=0.25)
+    # both texts have 30 tokens
+    read = batch.measure(logs, torch.full((2,), shift, dtype=torch.float64), 0.55, width=0.25).reads
+    assert float(read.mean()) == pytest.approx(0.55, abs=3e-3)
+    assert abs(float(read[0] - read[1])) > 1e-3
 
 
 def test_gradients_and_values_of_a_text_do_not_depend_on_the_others(

@@ -25,6 +25,8 @@ from glass_core.sparsity.refinement import ScoreWeights
 _MAX_MOVE = 0.5
 _TOLERANCE = 1e-3
 _MAX_ROUNDS = 4
+# towards thresholds that are kept, from a shift that may be far away
+_MAX_COMMON_ROUNDS = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,26 +114,33 @@ class TextBatch:
         )
 
     @torch.no_grad()
-    def at_reads(
-        self, logs: Tensor, shifts: Tensor, reads: float, *, width: float, max_rounds: int = _MAX_ROUNDS
-    ) -> tuple[Measured, Tensor]:
+    def at_reads(self, logs: Tensor, shifts: Tensor, reads: float, *, width: float) -> tuple[Measured, Tensor]:
         """Measured where every text reads what was asked within a thousandth (a few rounds), and the shifts."""
-        ffn, hidden, shifts = self._search(logs, shifts, reads, width, max_rounds)
+        ffn, hidden, shifts = self._search(logs, shifts, reads, width)
         return self._measured(ffn, hidden, reads), shifts
 
     @torch.no_grad()
-    def shifts_at_reads(
-        self, logs: Tensor, shifts: Tensor, reads: float, *, width: float, max_rounds: int = _MAX_ROUNDS
-    ) -> Tensor:
+    def shifts_at_reads(self, logs: Tensor, shifts: Tensor, reads: float, *, width: float) -> Tensor:
         """The shifts of `at_reads` alone, without predictions."""
-        return self._search(logs, shifts, reads, width, max_rounds)[2]
+        return self._search(logs, shifts, reads, width)[2]
 
-    def _search(
-        self, logs: Tensor, shifts: Tensor, reads: float, width: float, max_rounds: int
-    ) -> tuple[CascadeFfn, Tensor, Tensor]:
+    @torch.no_grad()
+    def common_shift(self, logs: Tensor, shift: float, reads: float, *, width: float) -> float:
+        """One shift for all texts, from `shift` on, with which their tokens read what was asked on average, within a
+        thousandth (a few rounds)."""
+        share = torch.tensor(self._lengths, dtype=torch.float64) / sum(self._lengths)
+        for _ in range(_MAX_COMMON_ROUNDS):
+            ffn, _ = self._run(logs, torch.full((len(self),), shift, dtype=torch.float64), width)
+            missing = reads - float(share @ ffn.reads)
+            if abs(missing) <= _TOLERANCE:
+                break
+            shift += _move(missing, float(share @ ffn.slopes.sum(dim=(1, 2))))
+        return shift
+
+    def _search(self, logs: Tensor, shifts: Tensor, reads: float, width: float) -> tuple[CascadeFfn, Tensor, Tensor]:
         """What was read in the last round, its final hidden states and its shifts."""
         ffn, hidden = self._run(logs, shifts, width)
-        for _ in range(max_rounds - 1):
+        for _ in range(_MAX_ROUNDS - 1):
             if float((ffn.reads - reads).abs().max()) <= _TOLERANCE:
                 break
             shifts = shifts + _moves(ffn, reads)
@@ -200,6 +209,9 @@ def curvatures(gradients: Tensor, slopes: Tensor) -> Tensor:
 
 def _moves(ffn: CascadeFfn, reads: float) -> Tensor:
     """Newton's step of every text's shift towards the reads."""
-    slope = ffn.slopes.sum(dim=(1, 2))
-    move = torch.where(slope < 0, (reads - ffn.reads) / torch.where(slope < 0, slope, -1.0), 0.0)
-    return move.clamp(-_MAX_MOVE, _MAX_MOVE)
+    missing, slopes = (reads - ffn.reads).tolist(), ffn.slopes.sum(dim=(1, 2)).tolist()
+    return torch.tensor([_move(*pair) for pair in zip(missing, slopes, strict=True)], dtype=torch.float64)
+
+
+def _move(missing: float, slope: float) -> float:
+    return min(max(missing / slope, -_MAX_MOVE), _MAX_MOVE) if slope < 0 else 0.0

@@ -8,7 +8,7 @@ from glass_core.errors import ConfigurationError
 from glass_core.offline.tune.static_settings import StaticSettings
 
 # Work folders of another format are not resumed: raise it whenever a partial result changes its meaning.
-_WORK_FORMAT = 4
+_WORK_FORMAT = 5
 _MIN_ANSWER_TOKENS = 4
 
 

@@ -48,9 +48,6 @@ from glass_core.sparsity.refinement import STAGES, ScoreWeights
 from glass_core.sparsity.refinement_table import RefinementTable
 from glass_core.text import TextProcessor
 
-# thresholds are found by Newton's method, which starts far away
-_MAX_ROUNDS = 16
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome:
@@ -209,14 +206,12 @@ class TuningRun:
         """Thresholds at all sparsities of a table, each scaled so that the text reads the rest on average."""
         sparsities = [round(float(value), 6) for value in start.sparsities]
         points = []
-        shift = torch.zeros(len(batch), dtype=torch.float64)
+        shift = 0.0
         with self.progress.task("measuring thresholds", len(sparsities)) as advance:
             for sparsity in reversed(sparsities):
                 logs = log_thresholds(start, offsets, sparsity, place(sparsity, self.settings.sparsities))
-                shift = batch.shifts_at_reads(
-                    torch.from_numpy(logs), shift, 1.0 - sparsity, width=KERNEL_WIDTH, max_rounds=_MAX_ROUNDS
-                )
-                points.append(np.exp(logs + float(shift.mean())).tolist())
+                shift = batch.common_shift(torch.from_numpy(logs), shift, 1.0 - sparsity, width=KERNEL_WIDTH)
+                points.append(np.exp(logs + shift).tolist())
                 advance()
         return make_table(sparsities, points[::-1], start.weights)
 

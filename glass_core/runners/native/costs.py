@@ -9,9 +9,9 @@ tokens: the later passes hit the caches.
 
 Planned is what the row would cost in the same step if exactly the neurons of its plan were walked, or what the cascades
 of a refined row's tokens take: in bytes its share of them. So dense, computed and planned are comparable, row by row
-and in sum: planned <= computed <= dense, and a step that walks the union of one plan executes what is planned. Two kinds
-of step can read more bytes than a dense one: where refined rows meet others, gate_proj and up_proj are read by columns
-and by rows; and columns are padded by the number of neurons, rows by the hidden size.
+and in sum: planned <= computed <= dense, and a step that walks the union of one plan executes what is planned. Two
+kinds of step can read more bytes than a dense one: where refined rows meet others, gate_proj and up_proj are read by
+columns and by rows; and columns are padded by the number of neurons, rows by the hidden size.
 """
 
 from collections.abc import Sequence
