@@ -98,9 +98,9 @@ def test_a_step_reads_the_union_of_its_neurons_once() -> None:
         image_step_traffic(header, [None, kept([0], [1])], num_keys=0, kv_cache_dtype="bf16").ffn_bytes
         == dense.ffn_bytes
     )
-    *parts, scales = (header.tensors[f"layers.0.{name}"].row_bytes for name in ("up", "gate", "down", "down_scales"))
+    row, column, scales = (header.tensors[f"layers.0.{name}"].row_bytes for name in ("gate_up", "down", "down_scales"))
     one = image_step_traffic(header, [kept([0, 1, 40], [5])], num_keys=10, kv_cache_dtype="bf16")
-    assert one.ffn_bytes == 4 * sum(parts) + 3 * scales
+    assert one.ffn_bytes == 4 * (2 * row + column) + 3 * scales
     both = image_step_traffic(header, [kept([0, 1, 40], [5]), kept([1, 2], [5])], num_keys=10, kv_cache_dtype="bf16")
-    assert both.ffn_bytes == 5 * sum(parts) + 3 * scales
+    assert both.ffn_bytes == 5 * (2 * row + column) + 3 * scales
     assert both.kv_bytes == 2 * one.kv_bytes == 2 * (2 * 2 * 10 * 64 * 2)

@@ -135,9 +135,9 @@ def test_every_flipped_header_bit_is_refused(image: ImageHeader) -> None:
 
 def test_damaged_payload_is_found(image: ImageHeader) -> None:
     content = bytearray(image.path.read_bytes())
-    content[image.payload_offset + image.tensors["layers.1.gate"].offset + 7] ^= 1
+    content[image.payload_offset + image.tensors["layers.1.gate_up"].offset + 7] ^= 1
     image.path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"layers\.1\.gate.*damaged"):
+    with pytest.raises(CheckpointError, match=r"layers\.1\.gate_up.*damaged"):
         verify_payload(read_image(image.path))
 
 

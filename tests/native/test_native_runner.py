@@ -145,12 +145,12 @@ def test_costs_of_a_mixed_step_count_the_union_once(native: NativeHarness, heade
     rows = [make_row(TOKENS[:1], slot=slot, plan=plan) for slot, plan in enumerate(plans)]
     costs = [row.cost for row in native.step(*rows)[1].rows]
     union = [np.union1d(*neurons) for neurons in zip(*(plan.neurons for plan in plans), strict=True)]
-    *parts, scales = (header.tensors[f"layers.0.{name}"].row_bytes for name in ("up", "gate", "down", "down_scales"))
+    row, column, scales = (header.tensors[f"layers.0.{name}"].row_bytes for name in ("gate_up", "down", "down_scales"))
     num_groups = sum(len(np.unique(neurons // 32)) for neurons in union)
-    num_bytes = sum(map(len, union)) * sum(parts) + num_groups * scales
+    num_bytes = sum(map(len, union)) * (2 * row + column) + num_groups * scales
     assert sum(cost.ffn_bytes_computed for cost in costs) == num_bytes
     assert {cost.ffn_flops_computed for cost in costs} == {2 * 3 * 48 * sum(map(len, union))}
-    ffn = (".up", ".gate", ".down", ".down_scales")
+    ffn = (".gate_up", ".down", ".down_scales")
     assert sum(cost.ffn_bytes_dense for cost in costs) == sum(
         tensor.num_bytes for name, tensor in header.tensors.items() if name.endswith(ffn)
     )
@@ -244,7 +244,11 @@ def test_a_missing_extension_is_explained(header: ImageHeader, monkeypatch: pyte
         ("layers.2.down", {"row_bytes": 8}, "too few bytes"),
         ("layers.2.down", {"kind": "rows_q4"}, "expected columns"),
         ("layers.2.down", {"shape": (88, 40)}, r"other than \[88, 48\]"),
-        ("layers.2.up", {"kind": "rows_q8", "row_bytes": 72, "num_bytes": 88 * 72}, "not of the image's own format"),
+        (
+            "layers.2.gate_up",
+            {"kind": "rows_q8", "row_bytes": 72, "num_bytes": 176 * 72},
+            "not of the image's own format",
+        ),
         ("layers.2.down_scales", {"num_bytes": 64, "shape": (1, 1), "row_bytes": 64}, "too few bytes"),
         ("layers.2.down_scales", {"kind": "f32"}, "expected column_scales"),
     ],

@@ -72,8 +72,7 @@ def _layer_names(spec: ModelSpec, image_format: str) -> list[str]:
         "o_bias": spec.attention_output_bias,
         "attention_output_norm": spec.sandwich_norms,
         "post_norm": True,
-        "gate": True,
-        "up": True,
+        "gate_up": True,
         "inputs": True,
         "input_scales": image_format != "bf16",
         "down": True,
@@ -104,9 +103,9 @@ VECTORS: Mapping[str, tuple[str, ...]] = {
 ROWS: Mapping[str, tuple[str, ...]] = {
     "qkv": tuple(f"{name}.weight" for name in _QKV),
     "o": ("self_attn.o_proj.weight",),
-    "gate": ("mlp.gate_proj.weight",),
-    "up": ("mlp.up_proj.weight",),
 }
+# of every neuron its row of the first, then its row of the second
+GATE_UP = ("mlp.gate_proj.weight", "mlp.up_proj.weight")
 DOWN = "mlp.down_proj.weight"
 
 
@@ -137,10 +136,10 @@ class _Builder:
 
     def _layer(self, prefix: str) -> Iterator[str]:
         for name in _layer_names(self._source.spec, "bf16"):  # scales come with their columns
-            if name == "gate":
-                yield from self._gate_and_up(prefix)
-            elif name in ("up", "inputs"):
-                continue  # came with gate
+            if name == "gate_up":
+                yield from self._gate_up(prefix)
+            elif name == "inputs":
+                continue  # came with the rows
             elif name == "down":
                 yield from self._columns(prefix, name, "down_scales", self._in_kind(prefix + DOWN, self._kind))
             elif name in ROWS:
@@ -186,15 +185,14 @@ class _Builder:
             blocks = quantize.nearest(self._source.values(part), kind)
         return blocks
 
-    def _gate_and_up(self, prefix: str) -> Iterator[str]:
+    def _gate_up(self, prefix: str) -> Iterator[str]:
         """By rows, and once more by columns: of every input that of gate and then that of up, each padded."""
-        matrices = [self._in_kind(prefix + ROWS[name][0], self._kind) for name in ("gate", "up")]
-        for name, blocks in zip(("gate", "up"), matrices, strict=True):
-            yield self._add_rows(prefix + name, blocks)
-        num_rows = padded(self._source.spec.intermediate_size)
-        yield from self._columns(
-            prefix, "inputs", "input_scales", stack_rows([pad_rows(blocks, num_rows) for blocks in matrices])
-        )
+        matrices = [self._in_kind(prefix + part, self._kind) for part in GATE_UP]
+        num_neurons = self._source.spec.intermediate_size
+        neurons_first = np.arange(2 * num_neurons).reshape(2, -1).T.ravel()
+        yield self._add_rows(f"{prefix}gate_up", stack_rows(matrices).take_rows(neurons_first))
+        wide = [pad_rows(blocks, padded(num_neurons)) for blocks in matrices]
+        yield from self._columns(prefix, "inputs", "input_scales", stack_rows(wide))
 
     def _columns(self, prefix: str, name: str, scales_name: str, blocks: Blocks) -> Iterator[str]:
         shape, outputs = blocks.shape[::-1], blocks.shape[0]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from glass_core.runners.native.build_image import DOWN, FORMAT_KINDS, ROWS, VECTORS
+from glass_core.runners.native.build_image import DOWN, FORMAT_KINDS, GATE_UP, ROWS, VECTORS
 from glass_core.runners.native.image import ImageHeader, ImageTensor, map_payload
 from glass_core.runners.native.packing import Bytes, Floats, Kind, unpack_columns, unpack_rows
 
@@ -17,7 +17,7 @@ def decode_image(header: ImageHeader) -> Iterator[tuple[str, Floats]]:
     """(canonical name, float32 tensor) of every tensor of the model, one image tensor at a time."""
     payload = map_payload(header)
     for name, tensor in header.tensors.items():
-        if tensor.kind != "column_scales" and not name.endswith("inputs"):  # with their columns; up_proj once more
+        if tensor.kind != "column_scales" and not name.endswith("inputs"):  # with their columns; gate and up once more
             yield from _decode(header, payload, name, tensor)
 
 
@@ -35,6 +35,8 @@ def _decode(header: ImageHeader, payload: Bytes, name: str, tensor: ImageTensor)
         yield _TOP[name], _stored(header, name, values)
     elif part in ("qkv", "qkv_bias"):
         yield from _split_qkv(header, prefix, values, "weight" if part == "qkv" else "bias")
+    elif part == "gate_up":
+        yield from ((prefix + projection, values[first::2]) for first, projection in enumerate(GATE_UP))
     elif part in ROWS:
         yield prefix + ROWS[part][0], values
     else:

@@ -1,7 +1,7 @@
 """How much FFN work a step over given neurons is, from a weight image's real sizes.
 
 One place for the count that the extension makes of what it executed, the count of what a plan alone would take, and
-the bench's rooflines. Bytes are those of the neurons' rows of up and gate and columns of down, and of the scale vectors
+the bench's rooflines. Bytes are those of the neurons' rows of gate and up and columns of down, and of the scale vectors
 of every group of 32 neurons that has one of them, padding included. Without refinement up_proj's columns are not read.
 """
 
@@ -72,13 +72,13 @@ def layer_bytes(header: ImageHeader, layer: int, neurons: NeuronIndices | None) 
 
 
 def _bytes_per_neuron_and_group(header: ImageHeader, layer: int) -> tuple[int, int]:
-    tensors = (_tensors_per_neuron(header, layer), _tensors_per_group(header, layer))
-    per_neuron, per_group = (sum(tensor.row_bytes for tensor in rows) for rows in tensors)
-    return per_neuron, per_group
+    of_neurons = sum(tensor.num_bytes for tensor in _tensors_per_neuron(header, layer))
+    per_group = sum(tensor.row_bytes for tensor in _tensors_per_group(header, layer))
+    return of_neurons // header.spec.intermediate_size, per_group
 
 
 def _tensors_per_neuron(header: ImageHeader, layer: int) -> list[ImageTensor]:
-    return [header.tensors[f"layers.{layer}.{name}"] for name in ("up", "gate", "down")]
+    return [header.tensors[f"layers.{layer}.{name}"] for name in ("gate_up", "down")]
 
 
 def _tensors_per_group(header: ImageHeader, layer: int) -> list[ImageTensor]:

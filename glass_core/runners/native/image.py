@@ -28,7 +28,7 @@ from glass_core.checkpoint.mapped_file import map_file
 from glass_core.errors import CheckpointError
 from glass_core.models.spec import ModelSpec, RopeSpec
 
-MAGIC, VERSION = b"GLASSIMG", 6
+MAGIC, VERSION = b"GLASSIMG", 7
 FORMATS = ("int4", "int8", "bf16")
 KINDS = ("f32", "rows_q4", "rows_q8", "rows_bf16", "columns", "column_scales")
 PAGE, ALIGNMENT = 4096, 64

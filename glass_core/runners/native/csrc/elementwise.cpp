@@ -98,6 +98,13 @@ GLASS_CLONES void subtract_codes(const float* x, const int8_t* codes, const floa
     for (int32_t i = start; i < size; ++i) out[i] = x[i] - scales[i / kGroup] * static_cast<float>(codes[i]);
 }
 
+GLASS_CLONES void split_pairs(const float* pairs, int32_t size, float* first, float* second) {
+    for (int32_t i = 0; i < size; ++i) {
+        first[i] = pairs[2 * i];
+        second[i] = pairs[2 * i + 1];
+    }
+}
+
 void gated_activation(Activation activation, float* gate, const float* up, int32_t size) {
     if (activation == Activation::silu) {
         silu_product(gate, up, size);

@@ -32,6 +32,9 @@ void add_gathered(float* values, const float* bias, const int32_t* index, int32_
 // values[i] = 0 where bit index[i] of `words` is clear
 void keep_listed(float* values, const int32_t* index, const uint32_t* words, int32_t size);
 
+// first[i] = pairs[2i], second[i] = pairs[2i + 1], for i in [0, size)
+void split_pairs(const float* pairs, int32_t size, float* first, float* second);
+
 // gate[i] = act(gate[i]) * up[i]
 void gated_activation(Activation activation, float* gate, const float* up, int32_t size);
 

@@ -45,6 +45,8 @@ FfnStep::FfnStep(const ModelShape& shape, const PlanStore& plans, const Kernels&
     for (Scratch& scratch : scratch_) {
         scratch.gate.reserve(values);
         scratch.up.reserve(values);
+        scratch.pairs.reserve(2 * values);
+        scratch.row_list.reserve(2 * values);
         for (Buffer<int32_t>* list : {&scratch.list, &scratch.down_list}) list->reserve(values);
         for (Buffer<uint32_t>* marks : {&scratch.marks, &scratch.any}) marks->reserve(values / 32);
     }
@@ -175,11 +177,9 @@ void FfnStep::run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile
     Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
     const NeuronRange& neurons = turn.neurons;
     const auto width = static_cast<size_t>(turn.width());
-    float *gate = scratch.gate.data(), *up = scratch.up.data();
-    kernels_.dot_rows(ffn.gate, neurons.index, 0, neurons.count, inputs, gate, width);
-    kernels_.dot_rows(ffn.up, neurons.index, 0, neurons.count, inputs, up, width);
+    multiply_rows(ffn, turn, tile, 0, inputs);
     mask(ffn, turn, tile);
-    kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, gate, width, tile.count,
+    kernels_.accumulate_down(ffn.down, neurons.index, neurons.count, scratch.gate.data(), width, tile.count,
                              partial_row(tile.thread, tile.first), static_cast<size_t>(hidden_padded_));
 }
 
@@ -191,6 +191,24 @@ NeuronRange FfnStep::neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks
     int32_t count = 0;
     for (int32_t i = 0; i < num_chunks; ++i) count += expand(plans_.layout(), words, chunk + i, list + count).count;
     return {list, count};
+}
+
+// Gate and up of the tile's tokens from t on, whose inputs these are.
+void FfnStep::multiply_rows(const FfnWeights& ffn, const Turn& turn, const Tile& tile, int32_t t,
+                            const ActivationView& inputs) {
+    Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
+    const NeuronRange& neurons = turn.neurons;
+    const int32_t width = turn.width();
+    int32_t* rows = scratch.row_list.data();
+    for (int32_t i = 0; i < neurons.count; ++i) {
+        rows[2 * i] = 2 * neurons.index[i];
+        rows[2 * i + 1] = 2 * neurons.index[i] + 1;
+    }
+    float* pairs = scratch.pairs.data();
+    kernels_.dot_rows(ffn.gate_up, rows, 0, 2 * neurons.count, inputs, pairs, 2 * static_cast<size_t>(width));
+    for (ptrdiff_t to = t; to < t + inputs.num_rows; ++to, pairs += 2 * width) {
+        split_pairs(pairs, neurons.count, scratch.gate.data() + to * width, scratch.up.data() + to * width);
+    }
 }
 
 // act(gate) * up of the tile's token t, in place of its gate.

@@ -59,8 +59,8 @@ public:
 
 private:
     struct Scratch {
-        Buffer<float> gate, up;
-        Buffer<int32_t> list, down_list;
+        Buffer<float> gate, up, pairs;  // pairs: gate and up of a neuron, beside each other
+        Buffer<int32_t> list, row_list, down_list;
         Buffer<uint32_t> marks, any;  // of cascades: (tokens, turn's neurons / 32), and of any token
         FfnParts executed;  // of cascades, columns of gate and up left out
     };
@@ -81,6 +81,7 @@ private:
     void run_turn(const FfnWeights& ffn, const Turn& turn, const Tile& tile, const ActivationView& inputs);
     static int32_t chunks_per_turn(int32_t num_tokens) { return std::max(1, kTurnValues / (num_tokens * kNeuronsPerChunk)); }
     NeuronRange neurons_of(int32_t layer, int32_t chunk, int32_t num_chunks, Scratch& scratch) const;
+    void multiply_rows(const FfnWeights& ffn, const Turn& turn, const Tile& tile, int32_t t, const ActivationView& inputs);
     void mask(const FfnWeights& ffn, const Turn& turn, const Tile& tile);
     float* multiply_gate(const FfnWeights& ffn, const Turn& turn, const Tile& tile, int32_t t);
     void run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x);

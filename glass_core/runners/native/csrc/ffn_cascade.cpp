@@ -23,20 +23,15 @@ void FfnStep::run_cascade(const FfnWeights& ffn, const Turn& turn, const Tile& t
 // Gate and u of all tokens: of refined ones from the input stage, of runs of others from their rows.
 void FfnStep::multiply(const FfnWeights& ffn, const Turn& turn, const Tile& tile, Activations& x) {
     Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
-    const NeuronRange& walked = turn.neurons;
-    const auto width = static_cast<size_t>(turn.width());
     const auto refined = [&](int32_t t) { return refined_[static_cast<size_t>(tile.first + t)].row >= 0; };
     for (int32_t t = 0, count = 1; t < tile.count; t += count, count = 1) {
-        const ptrdiff_t at = static_cast<ptrdiff_t>(t) * turn.width();
-        float *gate = scratch.gate.data() + at, *up = scratch.up.data() + at;
         if (refined(t)) {
-            inputs_.gather(tile.first + t, walked, gate, up);
+            const ptrdiff_t at = static_cast<ptrdiff_t>(t) * turn.width();
+            inputs_.gather(tile.first + t, turn.neurons, scratch.gate.data() + at, scratch.up.data() + at);
             continue;
         }
         while (t + count < tile.count && !refined(t + count)) ++count;
-        const ActivationView inputs = x.view(tile.first + t, count);
-        kernels_.dot_rows(ffn.gate, walked.index, 0, walked.count, inputs, gate, width);
-        kernels_.dot_rows(ffn.up, walked.index, 0, walked.count, inputs, up, width);
+        multiply_rows(ffn, turn, tile, t, x.view(tile.first + t, count));
     }
 }
 

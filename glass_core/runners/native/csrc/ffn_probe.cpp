@@ -83,7 +83,7 @@ void FfnProbe::reserve_inputs(int32_t num_rows) {
     for (int32_t row = 0; row < num_rows; ++row) {
         float* values = inputs_.values(row);
         for (int32_t i = 0; i < hidden_size_; ++i) values[i] = sequence.next() - 0.5f;
-        if (weights_.layers.front().ffn.gate.format != Format::bf16) inputs_.quantize(kernels_, row);
+        if (weights_.layers.front().ffn.gate_up.format != Format::bf16) inputs_.quantize(kernels_, row);
     }
 }
 

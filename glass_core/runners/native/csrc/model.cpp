@@ -73,8 +73,8 @@ public:
 private:
     FfnWeights ffn() const {
         FfnWeights ffn{};
-        ffn.gate = ffn_rows("gate");
-        ffn.up = ffn_rows("up");
+        ffn.gate_up = rows("gate_up", 2 * shape_.intermediate_size, shape_.hidden_size);
+        if (ffn.gate_up.format != shape_.ffn_format) refuse(image_.get(prefix_ + "gate_up"), "is not of the image's own format");
         ffn.down = columns("down", shape_.intermediate_size, shape_.hidden_size);
         ffn.inputs = columns("inputs", shape_.hidden_size, 2 * padded(shape_.intermediate_size));
         ffn.group_scale_bytes = scale_bytes(shape_.ffn_format, ffn.down.hidden_padded);
@@ -89,11 +89,6 @@ private:
         return ffn;
     }
 
-    RowsView ffn_rows(const char* name) const {
-        const RowsView view = rows(name, shape_.intermediate_size, shape_.hidden_size);
-        if (view.format != shape_.ffn_format) refuse(image_.get(prefix_ + name), "is not of the image's own format");
-        return view;
-    }
     DownView columns(const char* name, int32_t count, int32_t outputs) const {
         return view_columns(image_.get(prefix_ + name), shape_.ffn_format, count, outputs);
     }
@@ -147,7 +142,8 @@ void FfnParts::add(const FfnParts& other) {
 }
 
 int64_t FfnParts::bytes(const FfnWeights& ffn) const {
-    return rows * static_cast<int64_t>(ffn.gate.stride + ffn.up.stride) + down * static_cast<int64_t>(ffn.down.stride) + down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
+    return 2 * rows * static_cast<int64_t>(ffn.gate_up.stride) + down * static_cast<int64_t>(ffn.down.stride) +
+           down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
            inputs * static_cast<int64_t>(ffn.inputs.stride) + input_groups * static_cast<int64_t>(ffn.input_scale_bytes);
 }
 
@@ -165,8 +161,8 @@ ModelWeights view_weights(const Image& image, const ModelShape& shape) {
 void neuron_magnitudes(const FfnWeights& ffn, const ModelShape& shape, float* out) {
     std::vector<float> scratch(static_cast<size_t>(shape.hidden_size));
     for (int32_t neuron = 0; neuron < shape.intermediate_size; ++neuron) {
-        out[neuron] = norm_of(ffn.gate, neuron, shape.hidden_size, scratch) *
-                      norm_of(ffn.up, neuron, shape.hidden_size, scratch);
+        out[neuron] = norm_of(ffn.gate_up, 2 * neuron, shape.hidden_size, scratch) *
+                      norm_of(ffn.gate_up, 2 * neuron + 1, shape.hidden_size, scratch);
     }
 }
 

@@ -45,8 +45,7 @@ struct ModelShape {
 
 // Biases and norms a model lacks are null.
 struct FfnWeights {
-    RowsView gate;
-    RowsView up;
+    RowsView gate_up;  // row 2j is neuron j's of gate, row 2j + 1 that of up
     DownView down;
     DownView inputs;  // gate and up again, by their columns: what every input adds to all neurons' gates, then to their u
     const float* gate_bias;
@@ -55,7 +54,7 @@ struct FfnWeights {
     size_t group_scale_bytes;  // of the down scales that 32 neurons share
     size_t input_scale_bytes;  // of the scales that 32 inputs share
 
-    size_t neuron_bytes() const { return gate.stride + up.stride + down.stride; }
+    size_t neuron_bytes() const { return 2 * gate_up.stride + down.stride; }
 };
 
 // How much of a layer's FFN is read: neurons' rows of gate and up, columns of down and groups of 32 neurons that these are

@@ -244,7 +244,7 @@ void Model::attend(int32_t layer) {
     project(weights.o, shape_.hidden_size, mixed_, num_tokens_, branch_.data(), hidden_size);
     for_tokens(num_tokens_, [&](int32_t token) {
         join(branch_.data() + static_cast<size_t>(token) * hidden_size, weights.o_bias, weights.attention_output_norm, token);
-        normalize(hidden_of(token), weights.post_norm, weights.ffn.gate.format, normed_, token);
+        normalize(hidden_of(token), weights.post_norm, weights.ffn.gate_up.format, normed_, token);
     });
 }
 
