@@ -2,8 +2,8 @@
 
 One place for the count that the extension makes of what it executed, the count of what a plan alone would take, and
 the bench's rooflines. Bytes are those of the neurons' rows of gate and up and columns of down, and of the scale vectors
-of every group of 32 neurons that has one of them, padding included. Without refinement gate and up are not read by their
-columns.
+of every group of 32 neurons that has one of them, padding included. Without refinement gate and up are read by rows
+only.
 """
 
 from collections.abc import Sequence
