@@ -26,6 +26,11 @@ def saying(text: TextProcessor, answer: str) -> FakeEngineClient:
     return FakeEngineClient(script)
 
 
+def client_of(app: FastAPI) -> httpx.AsyncClient:
+    """Of an app in this process."""
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test")
+
+
 @pytest.fixture(scope="session")
 def text() -> TextProcessor:
     return tiny_text_processor()
@@ -48,5 +53,5 @@ def app(settings: Settings, engine: FakeEngineClient, text: TextProcessor) -> Fa
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as instance:
+    async with client_of(app) as instance:
         yield instance

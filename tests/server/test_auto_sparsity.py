@@ -21,6 +21,7 @@ from server.app import create_app
 from server.config import Settings
 from tests.core.sparsity_samples import NUM_LAYERS, NUM_NEURONS, make_selector, make_statistics, random_weights
 from tests.fakes_engine import FAKE_INFO, FakeEngineClient
+from tests.server.conftest import client_of
 from tests.server.wire import CHAT, HELLO, sample
 
 STATIC = ExpectedKl((0.1, 0.5), (0.1, 0.9), (0.05, 0.8), (0.2, 1.0))
@@ -39,8 +40,7 @@ async def post(
     **settings: Any,
 ) -> httpx.Response:
     engine.info = info
-    transport = httpx.ASGITransport(create_app(Settings(model="tiny", **settings), engine, text))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(create_app(Settings(model="tiny", **settings), engine, text)) as client:
         return await client.post(CHAT, json={**HELLO, **fields}, headers=headers)
 
 
@@ -134,8 +134,7 @@ async def test_without_a_table_the_default_is_dense(text: TextProcessor, engine:
 
 async def test_metrics_tell_what_auto_chose_and_what_is_expected(text: TextProcessor, engine: FakeEngineClient) -> None:
     engine.info = MEASURED
-    transport = httpx.ASGITransport(create_app(Settings(model="tiny"), engine, text))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(create_app(Settings(model="tiny"), engine, text)) as client:
         for fields in ({}, {"glass_max_kl": 0.05}, {"glass_sparsity": 0.3}, {"glass_sparsity": 0.3, "lambda": 0.5}):
             assert (await client.post(CHAT, json={**HELLO, **fields})).status_code == 200
         metrics = (await client.get("/metrics")).text
@@ -150,8 +149,7 @@ async def test_metrics_tell_what_auto_chose_and_what_is_expected(text: TextProce
 
 async def test_auto_that_allows_nothing_counts_as_dense(text: TextProcessor, engine: FakeEngineClient) -> None:
     engine.info = MEASURED
-    transport = httpx.ASGITransport(create_app(Settings(model="tiny"), engine, text))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(create_app(Settings(model="tiny"), engine, text)) as client:
         await client.post(CHAT, json={**HELLO, "glass_max_kl": 0.001})
         metrics = (await client.get("/metrics")).text
     assert sample(metrics, "glass_auto_sparsity_sum", method="dense") == 0

@@ -11,7 +11,7 @@ from glass_core.text import TextProcessor
 from server.app import create_app
 from server.config import Settings
 from tests.fakes_engine import FAKE_INFO, FakeEngineClient
-from tests.server.conftest import ANSWER
+from tests.server.conftest import ANSWER, client_of
 from tests.server.wire import CHAT, COMPLETIONS, HELLO, chat_text, events
 
 
@@ -238,8 +238,7 @@ async def test_the_servers_defaults_fill_in(
     client: httpx.AsyncClient, engine: FakeEngineClient, text: TextProcessor
 ) -> None:
     settings = Settings(model="tiny", default_sparsity=0.4, default_lambda=0.1, default_method="griffin")
-    transport = httpx.ASGITransport(create_app(settings, engine, text))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as other:
+    async with client_of(create_app(settings, engine, text)) as other:
         await other.post(CHAT, json=HELLO)
     sparsity = engine.requests[0].sparsity
     assert (sparsity.sparsity, sparsity.lambda_, sparsity.method) == (0.4, 0.1, "griffin")
@@ -248,8 +247,7 @@ async def test_the_servers_defaults_fill_in(
 async def test_the_profile_defaults_to_the_best_the_model_has(text: TextProcessor, engine: FakeEngineClient) -> None:
     engine.info = replace(engine.info, profiles=("uniform", "sensitivity"), default_profile="sensitivity")
     for settings, expected in ((Settings(), "sensitivity"), (Settings(default_profile="uniform"), "uniform")):
-        transport = httpx.ASGITransport(create_app(settings, engine, text))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with client_of(create_app(settings, engine, text)) as client:
             await client.post(CHAT, json=HELLO)
         assert engine.requests[-1].sparsity.profile == expected
 
@@ -290,8 +288,7 @@ async def test_refinement_is_the_default_where_nothing_speaks_against_it(
     expected: bool,
 ) -> None:
     engine.info = REFINABLE
-    transport = httpx.ASGITransport(create_app(Settings(**settings), engine, text))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(create_app(Settings(**settings), engine, text)) as client:
         response = await client.post(CHAT, json={**HELLO, "glass_sparsity": 0.5, **fields}, headers=headers)
     assert response.status_code == 200
     assert engine.requests[0].sparsity.refine is expected
@@ -316,8 +313,7 @@ async def test_refined_answers_have_no_lambda(
     expected: tuple[bool, float | None],
 ) -> None:
     engine.info = REFINABLE
-    transport = httpx.ASGITransport(create_app(Settings(**settings), engine, text))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(create_app(Settings(**settings), engine, text)) as client:
         response = await client.post(CHAT, json={**HELLO, "glass_sparsity": 0.5, **fields})
     params, report = engine.requests[0].sparsity, response.json()["glass"]
     assert (params.refine, params.lambda_) == expected
@@ -343,8 +339,7 @@ async def test_a_refined_request_with_a_lambda_is_refused(
     headers: dict[str, str],
 ) -> None:
     engine.info = REFINABLE
-    transport = httpx.ASGITransport(create_app(Settings(**settings), engine, text))
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with client_of(create_app(Settings(**settings), engine, text)) as client:
         response = await client.post(CHAT, json={**HELLO, **fields}, headers=headers)
     assert response.status_code == 400
     error = response.json()["error"]

@@ -15,7 +15,7 @@ from server.config import Settings
 from server.deps import Backend
 from server.log import JsonFormatter, choose_request_id
 from tests.fakes_engine import FakeEngineClient
-from tests.server.conftest import ANSWER
+from tests.server.conftest import ANSWER, client_of
 from tests.server.wire import CHAT, HELLO, error_of, sample
 
 NUM_TOKENS = len(ANSWER.encode()) + 1
@@ -45,8 +45,7 @@ async def test_an_unknown_model_is_not_found(client: httpx.AsyncClient) -> None:
 async def test_aliases_and_any_model(engine: FakeEngineClient, text: TextProcessor) -> None:
     aliased = Settings.model_validate({"model": "tiny", "model_aliases": "gpt-4o, org/other"})
     for settings, name in ((aliased, "org/other"), (Settings(model="tiny", accept_any_model=True), "anything")):
-        transport = httpx.ASGITransport(create_app(settings, engine, text))
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with client_of(create_app(settings, engine, text)) as client:
             answer = await client.post(CHAT, json={**HELLO, "model": name})
             assert answer.json()["model"] == "tiny"
             assert (await client.get(f"/v1/models/{name}")).json()["id"] == name

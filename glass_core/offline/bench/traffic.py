@@ -81,8 +81,8 @@ def image_step_traffic(
     header: ImageHeader, plans: Sequence[SparsityPlan | None], *, num_keys: float, kv_cache_dtype: str
 ) -> StepTraffic:
     """Bytes the native runner reads in a step with one row per entry of `plans` (None = dense): the union of the rows'
-    neurons once, and every other weight once. Refined plans count whole, by rows: what their cascades
-    leave out is known only once they ran."""
+    neurons once, and every other weight once. Refined plans count whole, by rows: what their cascades leave
+    out is known only once they ran."""
     spec = header.spec
     layers = range(spec.num_layers)
     shared = sum(

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from glass_core.runners.torch_runner.attention import SequenceCache
-from glass_core.runners.torch_runner.ffn import ACTIVATIONS
+from glass_core.runners.torch_runner.ffn import ACTIVATIONS, pre_gate_and_up
 from glass_core.runners.torch_runner.model import TorchModel
 
 
@@ -35,8 +34,7 @@ class TracingFfn:
         if torch.is_grad_enabled() and not x.requires_grad:
             # weights are frozen, so the first layer's x is where the graph begins
             x.requires_grad_()
-        weights = self._model.layers[layer].ffn
-        pre_gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+        pre_gate, up = pre_gate_and_up(self._model.layers[layer].ffn, x)
         gate = ACTIVATIONS[self._model.spec.activation](pre_gate)
         z = gate * up
         self.traces.append(LayerTrace(x, pre_gate, gate, up, z))

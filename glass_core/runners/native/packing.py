@@ -137,7 +137,7 @@ def pack_columns(blocks: Blocks) -> Bytes:
 
 
 def unpack_columns(packed: Bytes, scales: Bytes | None, kind: Kind, num_outputs: int) -> Blocks:
-    """Inverse of `pack_columns` and `pack_column_scales`; bytes after the codes are left alone."""
+    """Inverse of `pack_columns` and `pack_column_scales`."""
     codes = np.ascontiguousarray(_unpack_codes(packed, kind, num_outputs).T)
     if scales is None:
         return Blocks(kind, codes)

@@ -19,10 +19,16 @@ ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 }
 
 
+def pre_gate_and_up(weights: FfnWeights, x: Tensor) -> tuple[Tensor, Tensor]:
+    """gate x, before its activation, and u = up x, each (n, k), of x (n, hidden)."""
+    pre_gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
+    return pre_gate, up
+
+
 def gate_and_up(weights: FfnWeights, activation: Activation, x: Tensor) -> tuple[Tensor, Tensor]:
     """g = act(gate x) and u = up x, each (n, k), of x (n, hidden)."""
-    gate, up = functional.linear(x, weights.gate_up, weights.gate_up_bias).chunk(2, dim=-1)
-    return ACTIVATIONS[activation](gate), up
+    pre_gate, up = pre_gate_and_up(weights, x)
+    return ACTIVATIONS[activation](pre_gate), up
 
 
 def ffn_activation(weights: FfnWeights, activation: Activation, x: Tensor) -> Tensor:

@@ -1,7 +1,5 @@
 // The turns of a step that has refined rows, after the input stage: gate and u of every token, then down for what some row
 // of the tile still wants.
-#include <cstring>
-
 #include "ffn.h"
 
 namespace glass {
@@ -64,15 +62,10 @@ void FfnStep::choose(const FfnWeights& ffn, const Turn& turn, const Tile& tile) 
 NeuronRange FfnStep::narrow(const Turn& turn, const Tile& tile) {
     Scratch& scratch = scratch_[static_cast<size_t>(tile.thread)];
     const NeuronRange& walked = turn.neurons;
-    const uint32_t* marks = scratch.marks.data();
-    uint32_t* any = scratch.any.data();
     if (tile.count < num_tokens_) return walked;
-    const int32_t num_words = mark_words(walked.count);
-    std::memcpy(any, marks, sizeof(uint32_t) * static_cast<size_t>(num_words));
-    for (int32_t t = 1; t < tile.count; ++t) {
-        for (int32_t i = 0; i < num_words; ++i) any[i] |= marks[t * turn.mark_words() + i];
-    }
-    if (choice_.all_neurons(num_tokens_, count_marks(any, walked.count), walked.count)) return walked;
+    uint32_t* any = scratch.any.data();
+    const int32_t num_wanted = unite_marks(scratch.marks.data(), turn.mark_words(), tile.count, walked.count, any);
+    if (choice_.all_neurons(num_tokens_, num_wanted, walked.count)) return walked;
     float* z = scratch.gate.data();
     for (int32_t t = 0; t < tile.count; ++t, z += turn.width()) kernels_.gather_marked(any, walked.count, z, z);
     int32_t* list = scratch.down_list.data();

@@ -92,11 +92,9 @@ NeuronRange InputStage::narrow(Own& own, const TokenTile& tile, int32_t num_refi
     const auto num_own = static_cast<int32_t>(own.inputs.size());
     const NeuronRange all{own.inputs.data(), num_own};
     if (tile.count < static_cast<int32_t>(tokens_.size())) return all;
-    const int32_t words = mark_words(num_own);
     uint32_t* any = own.any.data();
-    std::memcpy(any, own.marks.data(), sizeof(uint32_t) * static_cast<size_t>(words));
-    for (int32_t i = words; i < num_refined * words; ++i) any[i % words] |= own.marks.data()[i];
-    if (choice_.all_inputs(count_marks(any, num_own), num_own)) return all;
+    const int32_t num_wanted = unite_marks(own.marks.data(), mark_words(num_own), num_refined, num_own, any);
+    if (choice_.all_inputs(num_wanted, num_own)) return all;
     float* values = own.values.data();
     for (int32_t t = 0; t < num_refined; ++t, values += num_own) kernels_.gather_marked(any, num_own, values, values);
     return {own.list.data(), kernels_.gather_marked(any, num_own, own.inputs.data(), own.list.data())};

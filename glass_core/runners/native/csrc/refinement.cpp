@@ -34,9 +34,14 @@ void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uin
     }
 }
 
-int32_t count_marks(const uint32_t* marks, int32_t count) {
+int32_t unite_marks(const uint32_t* marks, int32_t stride, int32_t num_rows, int32_t count, uint32_t* any) {
     int32_t sum = 0;
-    for (int32_t i = 0; i < mark_words(count); ++i) sum += std::popcount(marks[i]);
+    for (int32_t i = 0; i < mark_words(count); ++i) {
+        uint32_t word = 0;
+        for (int32_t row = 0; row < num_rows; ++row) word |= marks[row * stride + i];
+        any[i] = word;
+        sum += std::popcount(word);
+    }
     return sum;
 }
 

@@ -35,7 +35,8 @@ constexpr int32_t mark_words(int32_t count) { return (count + 31) / 32; }
 void mark_first(int32_t count, uint32_t* marks);
 // Marks the positions whose neurons `words` (bits by neuron) has.
 void mark_listed(const int32_t* index, const uint32_t* words, int32_t count, uint32_t* marks);
-int32_t count_marks(const uint32_t* marks, int32_t count);
+// any = the positions that one of `num_rows` rows marks, whose marks lie `stride` words apart; returns how many.
+int32_t unite_marks(const uint32_t* marks, int32_t stride, int32_t num_rows, int32_t count, uint32_t* any);
 
 // What the refined rows of a step keep.
 class CascadeCounts {
