@@ -23,6 +23,7 @@ struct Group512 {
     const uint8_t* columns[kGroup];
     const uint8_t* ahead[kGroup];
     int32_t quads;
+    int32_t column_bytes;
     const uint16_t* d;
     const uint16_t* m;
     const uint16_t* d_ahead;
@@ -82,9 +83,19 @@ inline void interleave4(const __m512i v[4], __m512i out[N]) {
     }
 }
 
-// How far ahead in a column its lines are prefetched once more: the second-level cache drops prefetches that it has no
-// place for.
+inline void prefetch_line(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1); }
+
+// How far ahead a column's lines are prefetched once more, and what of a call's first columns is at its start: the
+// second-level cache drops prefetches that it has no place for.
 inline constexpr int32_t kColumnBytesAhead = 128;
+inline constexpr int32_t kFirstColumnBytes = 192;
+
+// The line of a group's i-th column that lies kColumnBytesAhead further than `at`. Behind its end the next group's column
+// goes on: the memory there is of a column that nobody may want.
+inline const uint8_t* line_ahead(const Group512& group, int32_t i, int32_t at) {
+    const int32_t beyond = at + kColumnBytesAhead - group.column_bytes;
+    return beyond < 0 ? group.columns[i] + at + kColumnBytesAhead : group.ahead[i] + beyond / 64 * 64;
+}
 
 // out[v] dword e = the codes of a quad of neurons for output 16v + e of the block that starts at byte `at`.
 template <Format F, int V>
@@ -93,9 +104,8 @@ inline void load_quad(const Group512& group, int32_t quad, int32_t at, __m512i o
     __m512i columns[4], bytes[N];
     for (int i = 0; i < 4; ++i) {
         columns[i] = load_column<F, V>(group.columns[4 * quad + i] + at);
-        const uint8_t* again = group.columns[4 * quad + i] + at + kColumnBytesAhead;
-        _mm_prefetch(reinterpret_cast<const char*>(group.ahead[4 * quad + i] + at), _MM_HINT_T1);
-        _mm_prefetch(reinterpret_cast<const char*>(again), _MM_HINT_T1);
+        prefetch_line(group.ahead[4 * quad + i] + at);
+        prefetch_line(line_ahead(group, 4 * quad + i, at));
     }
     interleave4<N>(columns, bytes);
     for (int j = 0; j < N; ++j) {
@@ -263,8 +273,8 @@ inline void down_many(const Group512& group, int32_t h, const Z512* z, int32_t a
 template <Format F, int V>
 inline void prefetch_scales(const Group512& group, int32_t h) {
     for (int at = 0; at < 16 * V; at += 32) {
-        _mm_prefetch(reinterpret_cast<const char*>(group.d_ahead + h + at), _MM_HINT_T1);
-        if constexpr (F == Format::q4) _mm_prefetch(reinterpret_cast<const char*>(group.m_ahead + h + at), _MM_HINT_T1);
+        prefetch_line(group.d_ahead + h + at);
+        if constexpr (F == Format::q4) prefetch_line(group.m_ahead + h + at);
     }
 }
 
@@ -296,6 +306,7 @@ inline const uint16_t* group_scales(const DownView& down, int32_t neuron) {
 // index[0, count) lie in one group; `left` >= count is what remains of index.
 inline void gather_group(const DownView& down, const int32_t* index, int32_t count, int32_t left, Group512& group) {
     group.quads = (count + 3) / 4;
+    group.column_bytes = down.format == Format::q4 ? down.hidden_padded / 2 : down.hidden_padded;
     for (int32_t i = 0; i < 4 * group.quads; ++i) {
         // the padding of the last quad meets z codes of 0
         const int32_t at = i < count ? i : count - 1;
@@ -309,11 +320,20 @@ inline void gather_group(const DownView& down, const int32_t* index, int32_t cou
     group.m_ahead = group.d_ahead + down.hidden_padded;
 }
 
+// The beginnings of the first group's columns, which no group before it prefetches.
+inline void prefetch_first(const DownView& down, const int32_t* index, int32_t n) {
+    const int32_t count = n > 0 ? same_group(index, n) : 0;
+    for (int32_t at = 0; at < kFirstColumnBytes; at += 64) {
+        for (int32_t i = 0; i < count; ++i) prefetch_line(down.base + index[i] * down.stride + at);
+    }
+}
+
 template <Format F>
 void accumulate_quantized(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
                           int32_t num_rows, float* y, size_t y_stride) {
     Z512* codes = static_cast<Z512*>(kernel_scratch(num_rows * sizeof(Z512)));
     Group512 group;
+    prefetch_first(down, index, n);
     for (int32_t i = 0, count = 0; i < n; i += count) {
         count = same_group(index + i, n - i);
         int32_t active = 0;
