@@ -91,7 +91,7 @@ def test_a_step_reads_the_union_of_its_neurons_once() -> None:
     dense = image_step_traffic(header, [None], num_keys=0, kv_cache_dtype="bf16")
     embedding = header.tensors["embed_tokens"]
     # of up_proj a step without refined rows reads the rows only
-    columns = (".inputs", ".input_scales")
+    columns = (".inputs", ".input_scales", ".input_units")
     everything = sum(tensor.num_bytes for name, tensor in header.tensors.items() if not name.endswith(columns))
     assert dense.total_bytes == everything + embedding.row_bytes
     assert (

@@ -1,6 +1,6 @@
 """Packed weights and activations for the kernel tests, written from the layout's description alone."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,16 @@ Bytes = npt.NDArray[np.uint8]
 class Packed:
     """Packed weights and what they stand for: `weights` = values (rows, padded columns) in float64.
 
-    `magnitudes` = |d * code| + |m|, what the rounding errors of a sum over the weights are relative to.
+    `magnitudes` = |d * code| + |m|, what the rounding errors of a sum over the weights are relative to. `scales` are a
+    down projection's, coded where it has `units`.
     """
 
     format: str
     packed: Bytes
-    scales: npt.NDArray[np.uint16]
     weights: Doubles
     magnitudes: Doubles
+    scales: Bytes = field(default_factory=lambda: np.zeros((0, 0), np.uint8))
+    units: npt.NDArray[np.uint16] | None = None
 
 
 def padded(cols: int) -> int:
@@ -75,7 +77,7 @@ def random_rows(rng: np.random.Generator, rows: int, cols: int, weight_format: s
     if weight_format == "bf16":
         bits = bf16_bits(pad_columns((rng.normal(size=(rows, cols)) * scale).astype(np.float32)))
         weights = bf16_values(bits)
-        return Packed("bf16", bits.view(np.uint8), np.zeros((0, 0), np.uint16), weights, np.abs(weights))
+        return Packed("bf16", bits.view(np.uint8), weights, np.abs(weights))
     codes = random_codes(rng, (rows, width), weight_format)
     groups = width // GROUP
     d = random_halves(rng, (rows, groups), scale)
@@ -85,25 +87,28 @@ def random_rows(rng: np.random.Generator, rows: int, cols: int, weight_format: s
     products = centered(codes, weight_format).reshape(rows, groups, GROUP) * d.astype(np.float64)[..., None]
     minimums = m.astype(np.float64)[..., None]
     weights, magnitudes = products + minimums, np.abs(products) + np.abs(minimums)
-    empty = np.zeros((0, 0), np.uint16)
-    return Packed(weight_format, packed, empty, weights.reshape(rows, width), magnitudes.reshape(rows, width))
+    return Packed(weight_format, packed, weights.reshape(rows, width), magnitudes.reshape(rows, width))
 
 
 def random_down(rng: np.random.Generator, neurons: int, hidden: int, weight_format: str, scale: float = 0.02) -> Packed:
-    """Columns of a down projection, one per neuron, with the scales of each 32 neurons apart."""
+    """Columns of a down projection, one per neuron, with the scales of each 32 neurons apart, "q4 coded": coded."""
     width = padded(hidden)
     if weight_format == "bf16":
         return random_rows(rng, neurons, hidden, "bf16", scale)
+    weight_format, _, coded = weight_format.partition(" ")
     codes = random_codes(rng, (neurons, width), weight_format)
-    blocks = -(-neurons // GROUP)
-    d = random_halves(rng, (blocks, width), scale)
-    m = random_halves(rng, (blocks, width), scale) if weight_format == "q4" else np.zeros_like(d)
-    planes = np.concatenate([d, m], axis=1) if weight_format == "q4" else d
+    num_scales, blocks = width * (2 if weight_format == "q4" else 1), -(-neurons // GROUP)
+    planes, units = random_halves(rng, (blocks, num_scales), scale), None
+    scales, values = planes.view(np.uint8), planes.astype(np.float64)
+    if coded:
+        multiples, halves = rng.integers(-128, 128, planes.shape, np.int8), planes[0] / np.float16(64)
+        scales, units, values = multiples.view(np.uint8), halves.view(np.uint16), multiples * halves.astype(np.float64)
     block = np.arange(neurons) // GROUP
-    products, minimums = centered(codes, weight_format) * d.astype(np.float64)[block], m.astype(np.float64)[block]
-    packed = pack_codes(codes, weight_format)
+    products = centered(codes, weight_format) * values[block, :width]
+    minimums = values[block, width:] if weight_format == "q4" else np.zeros_like(products)
     magnitudes = np.abs(products) + np.abs(minimums)
-    return Packed(weight_format, packed, planes.view(np.uint16), products + minimums, magnitudes)
+    packed = pack_codes(codes, weight_format)
+    return Packed(weight_format, packed, products + minimums, magnitudes, scales, units)
 
 
 def random_activations(rng: np.random.Generator, rows: int, cols: int, scale: float = 1.0) -> Floats:

@@ -133,14 +133,18 @@ void compare_down(const Kernels& kernels, const Kernels& portable, Format format
     const int32_t hidden = kChunk * (1 + below(6)), neurons = 1 + below(150), rows = 1 + below(20);
     const size_t stride = code_bytes(format, hidden), width = static_cast<size_t>(hidden);
     const std::vector<uint8_t> packed = random_codes(format, stride * static_cast<size_t>(neurons));
-    std::vector<uint16_t> scales(2 * width * static_cast<size_t>(neurons / kGroup + 1));
-    for (uint16_t& scale : scales) scale = random_half();
+    std::vector<uint16_t> halves(2 * width * static_cast<size_t>(neurons / kGroup + 1));
+    for (uint16_t& half : halves) half = random_half();
+    std::vector<uint8_t> scales(2 * halves.size());
+    std::memcpy(scales.data(), halves.data(), scales.size());
+    const bool coded = format == Format::q4 && below(2) == 0;
+    if (coded) std::generate(scales.begin(), scales.end(), [] { return static_cast<uint8_t>(below(256)); });
     const std::vector<int32_t> index = random_index(neurons);
     std::vector<float> z = random_floats(index.size() * static_cast<size_t>(rows));
     for (size_t at = 0; at < z.size(); at += index.size()) {
         if (below(4) == 0) std::fill_n(z.begin() + static_cast<std::ptrdiff_t>(at), index.size(), 0.0f);
     }
-    const DownView view = {packed.data(), stride, scales.data(), hidden, format};
+    const DownView view = {packed.data(), stride, scales.data(), hidden, format, coded ? halves.data() : nullptr};
     std::vector<float> y(width * static_cast<size_t>(rows)), expected(y), alone(width);
     const int32_t n = static_cast<int32_t>(index.size());
     kernels.accumulate_down(view, index.data(), n, z.data(), index.size(), rows, y.data(), width);

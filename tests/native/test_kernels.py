@@ -31,6 +31,7 @@ TOLERANCE = 2e-6
 
 each_isa = pytest.mark.parametrize("isa", ISAS)
 each_format = pytest.mark.parametrize("weight_format", FORMATS)
+each_down_format = pytest.mark.parametrize("weight_format", [*FORMATS, "q4 coded"])
 seeds = st.integers(0, 2**32 - 1)
 fuzz = settings(max_examples=25, deadline=None)
 
@@ -57,7 +58,7 @@ def dot_rows(isa: str, rows: Packed, x: Activations, index: npt.NDArray[np.int32
 
 
 def accumulate_down(isa: str, down: Packed, index: npt.NDArray[np.int32], z: Floats, y: Floats) -> Floats:
-    return cast(Floats, kernels.accumulate_down(isa, down.format, down.packed, down.scales, index, z, y))
+    return cast(Floats, kernels.accumulate_down(isa, down.format, down.packed, down.scales, down.units, index, z, y))
 
 
 def used_values(x: Activations, weight_format: str) -> Doubles:
@@ -178,7 +179,7 @@ def test_dot_rows_of_zeros_are_zero(isa: str, weight_format: str) -> None:
 
 
 @each_isa
-@each_format
+@each_down_format
 @fuzz
 @given(seed=seeds, hidden=st.integers(1, 300), neurons=st.integers(1, 150), data=st.data())
 def test_accumulate_down_equals_float64(
@@ -196,7 +197,7 @@ def test_accumulate_down_equals_float64(
 
 
 @each_isa
-@each_format
+@each_down_format
 @fuzz
 @given(seed=seeds, num_rows=st.integers(1, 40), neurons=st.integers(1, 100))
 def test_a_row_has_the_same_down_projection_alone(
@@ -216,7 +217,7 @@ def test_a_row_has_the_same_down_projection_alone(
 
 
 @each_isa
-@each_format
+@each_down_format
 @fuzz
 @given(seed=seeds, keep=st.floats(0, 1))
 def test_a_neuron_with_zero_z_contributes_exactly_nothing(isa: str, weight_format: str, seed: int, keep: float) -> None:
@@ -233,7 +234,7 @@ def test_a_neuron_with_zero_z_contributes_exactly_nothing(isa: str, weight_forma
 
 
 @each_isa
-@each_format
+@each_down_format
 @pytest.mark.parametrize("split", [32, 64])
 def test_calls_may_be_split_between_groups(isa: str, weight_format: str, split: int) -> None:
     rng = np.random.default_rng(8)
@@ -246,7 +247,7 @@ def test_calls_may_be_split_between_groups(isa: str, weight_format: str, split: 
 
 
 @each_isa
-@each_format
+@each_down_format
 @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e20, 1e30])
 def test_accumulate_down_with_extreme_z(isa: str, weight_format: str, scale: float) -> None:
     rng = np.random.default_rng(9)

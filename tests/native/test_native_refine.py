@@ -29,7 +29,7 @@ PROMPT = random_tokens(9, seed=1)
 ANSWER = random_tokens(8, seed=2)
 SCALES = (0.5, 1.0, 2.0, 1.0, 0.25, 3.0, 1.0, 1.5)
 TOLERANCE = {"bf16": 0.015, "int8": 0.08, "int4": 0.08}
-COLUMNS = (".inputs", ".input_scales")
+COLUMNS = (".inputs", ".input_scales", ".input_units")
 
 
 def by_name(variant: Variant) -> str:
@@ -254,6 +254,8 @@ def work_of(header: ImageHeader, plan: SparsityPlan) -> tuple[int, int]:
         for name, kept in (("input_scales", inputs), ("down_scales", summed)):
             scales = header.tensors.get(f"layers.{layer}.{name}")
             num_bytes += 0 if scales is None else scales.row_bytes * len(np.unique(kept // 32))
+        units = header.tensors.get(f"layers.{layer}.input_units")
+        num_bytes += 0 if units is None else units.row_bytes
     return 2 * weights, num_bytes
 
 

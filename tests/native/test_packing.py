@@ -1,5 +1,7 @@
 """Quantized blocks survive packing; the bytes lie where the layout says; exact grids are recovered from floats."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +12,8 @@ from glass_core.runners.native.packing import (
     Blocks,
     Floats,
     Kind,
+    code_column_scales,
+    decode_column_scales,
     pack_column_scales,
     pack_columns,
     pack_rows,
@@ -92,6 +96,28 @@ def test_down_codes_are_neuron_major_and_scales_follow_the_outputs() -> None:
     np.testing.assert_array_equal(planes[1, 0, :5], down.scale[:, 1])
     np.testing.assert_array_equal(planes[0, 1, :5], down.minimum[:, 0])
     assert not planes[:, :, 5:].any()
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=SHAPES, seed=st.integers(0, 99), scale=st.sampled_from([1e-6, 1e-3, 1.0, 200.0]))
+def test_coded_scales_are_near(shape: tuple[int, int], seed: int, scale: float) -> None:
+    blocks = random_blocks("q4", shape, seed)
+    assert blocks.scale is not None
+    blocks = replace(blocks, scale=(blocks.scale * scale).astype(np.float16))
+    exact = pack_column_scales(blocks).view(np.float16).astype(np.float32)
+    codes, units = code_column_scales(blocks)
+    assert codes.shape == exact.shape
+    assert units.shape == (1, 2 * exact.shape[1])
+    errors = np.abs(decode_column_scales(codes, units) - exact)
+    # half a unit, which is a 127th of the largest, or float16's smallest number
+    assert (errors <= np.maximum(np.abs(exact).max(axis=0) / 253, 2.0**-25)).all()
+
+
+def test_coded_scales_of_zeros_are_zero() -> None:
+    blocks = Blocks("q4", np.zeros((3, 40), np.uint8), np.zeros((3, 2), np.float16), np.zeros((3, 2), np.float16))
+    codes, units = code_column_scales(blocks)
+    assert not codes.any()
+    assert not units.any()
 
 
 def test_stack_refuses_mixed_kinds() -> None:

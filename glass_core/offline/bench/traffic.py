@@ -74,7 +74,7 @@ def kv_position_bytes(spec: ModelSpec, kv_cache_dtype: str) -> int:
     return 2 * spec.num_layers * spec.num_kv_heads * head_bytes
 
 
-_FFN = (".gate_up", ".inputs", ".input_scales", ".down", ".down_scales")
+_FFN = (".gate_up", ".inputs", ".input_scales", ".input_units", ".down", ".down_scales")
 
 
 def image_step_traffic(

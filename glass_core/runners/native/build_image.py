@@ -16,7 +16,9 @@ from glass_core.runners.native import quantize
 from glass_core.runners.native.image import FORMATS, ImageWriter
 from glass_core.runners.native.packing import (
     Blocks,
+    Bytes,
     Kind,
+    code_column_scales,
     pack_column_scales,
     pack_columns,
     pack_rows,
@@ -75,6 +77,7 @@ def _layer_names(spec: ModelSpec, image_format: str) -> list[str]:
         "gate_up": True,
         "inputs": True,
         "input_scales": image_format != "bf16",
+        "input_units": image_format == "int4",
         "down": True,
         "down_scales": image_format != "bf16",
         "gate_bias": spec.mlp_bias,
@@ -141,7 +144,7 @@ class _Builder:
             elif name == "inputs":
                 continue  # came with the rows
             elif name == "down":
-                yield from self._columns(prefix, name, "down_scales", self._in_kind(prefix + DOWN, self._kind))
+                yield from self._down(prefix, self._in_kind(prefix + DOWN, self._kind))
             elif name in ROWS:
                 parts = tuple(prefix + part for part in ROWS[name])
                 yield self._add_rows(prefix + name, self._matrix(parts, self._kind))
@@ -192,15 +195,28 @@ class _Builder:
         neurons_first = np.arange(2 * num_neurons).reshape(2, -1).T.ravel()
         yield self._add_rows(f"{prefix}gate_up", stack_rows(matrices).take_rows(neurons_first))
         wide = [pad_rows(blocks, padded(num_neurons)) for blocks in matrices]
-        yield from self._columns(prefix, "inputs", "input_scales", stack_rows(wide))
+        yield from self._inputs(prefix, stack_rows(wide))
 
-    def _columns(self, prefix: str, name: str, scales_name: str, blocks: Blocks) -> Iterator[str]:
+    def _inputs(self, prefix: str, blocks: Blocks) -> Iterator[str]:
+        yield self._add_columns(f"{prefix}inputs", blocks)
+        if self._kind == "q8":
+            yield self._add_scales(f"{prefix}input_scales", "column_scales", pack_column_scales(blocks), blocks)
+        elif self._kind == "q4":
+            codes, units = code_column_scales(blocks)
+            yield self._add_scales(f"{prefix}input_scales", "coded_scales", codes, blocks)
+            yield self._add_scales(f"{prefix}input_units", "scale_units", units, blocks)
+
+    def _down(self, prefix: str, blocks: Blocks) -> Iterator[str]:
+        yield self._add_columns(f"{prefix}down", blocks)
+        if self._kind != "bf16":
+            yield self._add_scales(f"{prefix}down_scales", "column_scales", pack_column_scales(blocks), blocks)
+
+    def _add_columns(self, name: str, blocks: Blocks) -> str:
         shape, outputs = blocks.shape[::-1], blocks.shape[0]
-        self._writer.add(prefix + name, "columns", pack_columns(blocks), shape=shape, padded_cols=padded(outputs))
-        yield prefix + name
-        if self._kind == "bf16":
-            return
-        scales = pack_column_scales(blocks)
-        shape = (len(scales), outputs)
-        self._writer.add(prefix + scales_name, "column_scales", scales, shape=shape, padded_cols=padded(outputs))
-        yield prefix + scales_name
+        self._writer.add(name, "columns", pack_columns(blocks), shape=shape, padded_cols=padded(outputs))
+        return name
+
+    def _add_scales(self, name: str, kind: str, scales: Bytes, blocks: Blocks) -> str:
+        outputs = blocks.shape[0]
+        self._writer.add(name, kind, scales, shape=(len(scales), outputs), padded_cols=padded(outputs))
+        return name

@@ -10,6 +10,7 @@ from glass_core.runners.native.image import ImageHeader, ImageTensor, map_payloa
 from glass_core.runners.native.packing import Bytes, Floats, Kind, unpack_columns, unpack_rows
 
 _ROW_KINDS: dict[str, Kind] = {"rows_q4": "q4", "rows_q8": "q8", "rows_bf16": "bf16"}
+_SCALES = ("column_scales", "coded_scales", "scale_units")
 _TOP = {"embed_tokens": "embed_tokens.weight", "lm_head": "lm_head.weight", "norm": "norm.weight"}
 
 
@@ -17,7 +18,7 @@ def decode_image(header: ImageHeader) -> Iterator[tuple[str, Floats]]:
     """(canonical name, float32 tensor) of every tensor of the model, one image tensor at a time."""
     payload = map_payload(header)
     for name, tensor in header.tensors.items():
-        if tensor.kind != "column_scales" and not name.endswith("inputs"):  # with their columns; gate and up once more
+        if tensor.kind not in _SCALES and not name.endswith("inputs"):  # with their columns; gate and up once more
             yield from _decode(header, payload, name, tensor)
 
 

@@ -28,9 +28,9 @@ from glass_core.checkpoint.mapped_file import map_file
 from glass_core.errors import CheckpointError
 from glass_core.models.spec import ModelSpec, RopeSpec
 
-MAGIC, VERSION = b"GLASSIMG", 7
+MAGIC, VERSION = b"GLASSIMG", 8
 FORMATS = ("int4", "int8", "bf16")
-KINDS = ("f32", "rows_q4", "rows_q8", "rows_bf16", "columns", "column_scales")
+KINDS = ("f32", "rows_q4", "rows_q8", "rows_bf16", "columns", "column_scales", "coded_scales", "scale_units")
 PAGE, ALIGNMENT = 4096, 64
 MAX_HEADER_BYTES = 64 << 20
 _PREAMBLE = struct.Struct("<8sIIQ")

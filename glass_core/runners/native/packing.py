@@ -11,6 +11,9 @@ A row of K values is padded to Kp, a multiple of 64; a group is 32 values along 
                inputs of gate_proj and up_proj, where all others read rows, so an image holds these both ways
     column_scales  groups run along a row, so 32 columns share one scale per output: for
                each group Op float16 scales, and for q4 Op float16 minimums, Op being the outputs padded as K is
+    coded_scales   the same of q4 as int8 multiples of the output's unit: half of the bytes, which are read whichever of
+               the 32 columns are. Off by up to a 254th of the output's largest scale, or minimum
+    scale_units    Op float16 units of the scales, then Op of the minimums
 
 Every row and column is padded to a multiple of 8 bytes.
 """
@@ -26,6 +29,7 @@ Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Halves = npt.NDArray[np.float16]
 Codes = npt.NDArray[Any]  # uint8, or uint16 for bfloat16 bits
+_LARGEST_SCALE_CODE = 127
 GROUP, CHUNK = 32, 64
 Q8_ZERO = 128
 _ROW_ALIGNMENT = 8
@@ -152,6 +156,23 @@ def pack_column_scales(blocks: Blocks) -> Bytes:
     planes = [plane for plane in (blocks.scale, blocks.minimum) if plane is not None]
     width = padded(blocks.shape[0])
     return _beside([_pad_columns(plane.T, width) for plane in planes], 2 * width * len(planes))
+
+
+def code_column_scales(blocks: Blocks) -> tuple[Bytes, Bytes]:
+    """Of a q4 matrix what `pack_column_scales` gives as codes, (groups of 32 columns, bytes), and units, (1, bytes)."""
+    planes = pack_column_scales(blocks).view(np.float16).astype(np.float32)
+    units = np.abs(planes).max(axis=0) / _LARGEST_SCALE_CODE
+    stored = units.astype(np.float16)
+    # rounded up, or the largest scale would need a larger code
+    stored = np.where(stored < units, np.nextafter(stored, np.float16(np.inf)), stored)
+    multiples = np.divide(planes, stored.astype(np.float32), out=np.zeros_like(planes), where=stored > 0)
+    return np.rint(multiples).astype(np.int8).view(np.uint8), stored[None].view(np.uint8)
+
+
+def decode_column_scales(codes: Bytes, units: Bytes) -> Floats:
+    """What the kernels make of `code_column_scales`, (groups of 32 columns, scales of all outputs, then minimums)."""
+    scales: Floats = codes.view(np.int8).astype(np.float32) * units.view(np.float16).astype(np.float32)
+    return scales
 
 
 def _pack_codes(codes: Codes, kind: Kind) -> npt.NDArray[Any]:

@@ -111,7 +111,8 @@ Out<float, 2> dot_rows(const std::string& isa, const std::string& format_name, I
 }
 
 Out<float, 2> accumulate_down(const std::string& isa, const std::string& format_name, In<uint8_t, 2> packed,
-                              In<uint16_t, 2> scales, In<int32_t, 1> index, In<float, 2> z, In<float, 2> y) {
+                              In<uint8_t, 2> scales, std::optional<In<uint16_t, 1>> units, In<int32_t, 1> index,
+                              In<float, 2> z, In<float, 2> y) {
     const Kernels& kernels = require(isa);
     const Format format = parse_format(format_name);
     const size_t hidden = y.shape(1), rows = y.shape(0), n = index.shape(0);
@@ -119,12 +120,14 @@ Out<float, 2> accumulate_down(const std::string& isa, const std::string& format_
     check(z.shape(0) == rows && z.shape(1) == n, "z: a row per row of y, a column per index");
     check(packed.shape(1) >= code_bytes(format, hidden), "packed: columns are too short");
     check_index(index.data(), n, packed.shape(0));
+    const auto copy = exact_copy(packed.data(), packed.shape(0), packed.shape(1), code_bytes(format, hidden));
+    const DownView view = {copy.get(), packed.shape(1), scales.data(), static_cast<int32_t>(hidden), format,
+                           units ? units->data() : nullptr};
+    check(!units || (format == Format::q4 && units->shape(0) == view.group_scales()), "units: one per scale of a group");
     if (format != Format::bf16) {
         check(scales.shape(0) * kGroup >= packed.shape(0), "scales: a row per 32 neurons");
-        check(scales.shape(1) == hidden * (format == Format::q4 ? 2 : 1), "scales: columns");
+        check(scales.shape(1) == view.group_bytes(), "scales: columns");
     }
-    const auto copy = exact_copy(packed.data(), packed.shape(0), packed.shape(1), code_bytes(format, hidden));
-    const DownView view = {copy.get(), packed.shape(1), scales.data(), static_cast<int32_t>(hidden), format};
     auto out = make<float>(rows, hidden);
     std::copy_n(y.data(), rows * hidden, out.data());
     kernels.accumulate_down(view, index.data(), static_cast<int32_t>(n), z.data(), n, static_cast<int32_t>(rows),
@@ -152,7 +155,7 @@ void bind_kernels(nb::module_& parent) {
     m.def("dot_rows", &dot_rows, nb::arg("isa"), nb::arg("format"), nb::arg("packed"), nb::arg("index").none(),
           nb::arg("first"), nb::arg("n"), nb::arg("values"), nb::arg("codes"), nb::arg("scales"), nb::arg("sums"));
     m.def("accumulate_down", &accumulate_down, nb::arg("isa"), nb::arg("format"), nb::arg("packed"), nb::arg("scales"),
-          nb::arg("index"), nb::arg("z"), nb::arg("y"));
+          nb::arg("units").none(), nb::arg("index"), nb::arg("z"), nb::arg("y"));
 }
 
 }  // namespace glass

@@ -63,6 +63,7 @@ void InputStage::run(const FfnWeights& ffn, const TokenTile& tile, Activations& 
     if (tile.first != first_refined_tile_) return;
     own.executed.inputs += kept.count;
     own.executed.input_groups += count_groups(kept);
+    own.executed.input_layers += tile.thread == 0 ? 1 : 0;
 }
 
 // The token's own values, 0 where its scores are too low, and marks of the others.

@@ -20,18 +20,12 @@ void check_size(const char* name, int64_t value) {
     throw std::runtime_error("weight image: tensor '" + tensor.entry.name + "' " + problem);
 }
 
-// The scales of `count` columns' groups.
-const uint16_t* column_scales(const Tensor& tensor, int32_t count, size_t group_bytes) {
+// Scales or their units, `num_bytes` of them.
+const uint8_t* scale_values(const Tensor& tensor, const std::string& kind, size_t num_bytes) {
     const TensorEntry& entry = tensor.entry;
-    const auto num_groups = static_cast<size_t>((count + kGroup - 1) / kGroup);
-    if (entry.kind != "column_scales") refuse(tensor, "is of kind " + entry.kind + ", expected column_scales");
-    if (entry.num_bytes < num_groups * group_bytes) refuse(tensor, "has too few bytes");
-    return reinterpret_cast<const uint16_t*>(tensor.data);
-}
-
-size_t scale_bytes(Format format, int32_t outputs_padded) {
-    const size_t plane = sizeof(uint16_t) * static_cast<size_t>(outputs_padded);
-    return format == Format::q4 ? 2 * plane : (format == Format::q8 ? plane : 0);
+    if (entry.kind != kind) refuse(tensor, "is of kind " + entry.kind + ", expected " + kind);
+    if (entry.num_bytes < num_bytes) refuse(tensor, "has too few bytes");
+    return tensor.data;
 }
 
 // A matrix of `outputs` rows by its `count` columns.
@@ -77,11 +71,14 @@ private:
         if (ffn.gate_up.format != shape_.ffn_format) refuse(image_.get(prefix_ + "gate_up"), "is not of the image's own format");
         ffn.down = columns("down", shape_.intermediate_size, shape_.hidden_size);
         ffn.inputs = columns("inputs", shape_.hidden_size, 2 * padded(shape_.intermediate_size));
-        ffn.group_scale_bytes = scale_bytes(shape_.ffn_format, ffn.down.hidden_padded);
-        ffn.input_scale_bytes = scale_bytes(shape_.ffn_format, ffn.inputs.hidden_padded);
+        if (shape_.ffn_format == Format::q4) {
+            ffn.input_unit_bytes = sizeof(uint16_t) * ffn.inputs.group_scales();
+            ffn.inputs.units = reinterpret_cast<const uint16_t*>(
+                scale_values(image_.get(prefix_ + "input_units"), "scale_units", ffn.input_unit_bytes));
+        }
         if (shape_.ffn_format != Format::bf16) {
-            ffn.down.scales = scales("down_scales", shape_.intermediate_size, ffn.group_scale_bytes);
-            ffn.inputs.scales = scales("input_scales", shape_.hidden_size, ffn.input_scale_bytes);
+            ffn.group_scale_bytes = add_scales("down_scales", shape_.intermediate_size, ffn.down);
+            ffn.input_scale_bytes = add_scales("input_scales", shape_.hidden_size, ffn.inputs);
         }
         ffn.gate_bias = optional_floats(shape_.mlp_bias, "gate_bias", shape_.intermediate_size);
         ffn.up_bias = optional_floats(shape_.mlp_bias, "up_bias", shape_.intermediate_size);
@@ -92,8 +89,12 @@ private:
     DownView columns(const char* name, int32_t count, int32_t outputs) const {
         return view_columns(image_.get(prefix_ + name), shape_.ffn_format, count, outputs);
     }
-    const uint16_t* scales(const char* name, int32_t count, size_t group_bytes) const {
-        return column_scales(image_.get(prefix_ + name), count, group_bytes);
+    // The scales of `count` columns; returns the bytes of those that 32 share.
+    size_t add_scales(const char* name, int32_t count, DownView& columns) const {
+        const auto num_groups = static_cast<size_t>((count + kGroup - 1) / kGroup);
+        const char* kind = columns.units == nullptr ? "column_scales" : "coded_scales";
+        columns.scales = scale_values(image_.get(prefix_ + name), kind, num_groups * columns.group_bytes());
+        return columns.group_bytes();
     }
     RowsView rows(const char* name, int32_t num_rows, int32_t cols) const {
         return rows_view(image_.get(prefix_ + name), num_rows, cols);
@@ -139,12 +140,14 @@ void FfnParts::add(const FfnParts& other) {
     down_groups += other.down_groups;
     inputs += other.inputs;
     input_groups += other.input_groups;
+    input_layers += other.input_layers;
 }
 
 int64_t FfnParts::bytes(const FfnWeights& ffn) const {
     return 2 * rows * static_cast<int64_t>(ffn.gate_up.stride) + down * static_cast<int64_t>(ffn.down.stride) +
            down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
-           inputs * static_cast<int64_t>(ffn.inputs.stride) + input_groups * static_cast<int64_t>(ffn.input_scale_bytes);
+           inputs * static_cast<int64_t>(ffn.inputs.stride) + input_groups * static_cast<int64_t>(ffn.input_scale_bytes) +
+           input_layers * static_cast<int64_t>(ffn.input_unit_bytes);
 }
 
 ModelWeights view_weights(const Image& image, const ModelShape& shape) {

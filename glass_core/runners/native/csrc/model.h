@@ -53,18 +53,20 @@ struct FfnWeights {
     const float* down_bias;
     size_t group_scale_bytes;  // of the down scales that 32 neurons share
     size_t input_scale_bytes;  // of the scales that 32 inputs share
+    size_t input_unit_bytes;   // of the units that the scales of all inputs are multiples of
 
     size_t neuron_bytes() const { return 2 * gate_up.stride + down.stride; }
 };
 
 // How much of a layer's FFN is read: neurons' rows of gate and up, columns of down and groups of 32 neurons that these are
-// of, inputs' columns of gate and up and groups of 32 inputs that these are of.
+// of, inputs' columns of gate and up, groups of 32 inputs that these are of, and layers of which inputs are read.
 struct FfnParts {
     int64_t rows = 0;
     int64_t down = 0;
     int64_t down_groups = 0;
     int64_t inputs = 0;
     int64_t input_groups = 0;
+    int64_t input_layers = 0;
 
     void add(const FfnParts& other);
     int64_t weights(const ModelShape& shape) const {

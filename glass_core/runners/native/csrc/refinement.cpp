@@ -115,7 +115,9 @@ std::vector<CascadeWork> CascadeCounts::work(const ModelWeights& weights) const 
         CascadeWork work;
         for (size_t layer = 0; layer < num_layers_; ++layer) {
             work.weights += token_parts(row, layer).weights(shape_);
-            work.bytes += pass_parts(row, layer).bytes(weights.layers[layer].ffn);
+            FfnParts pass = pass_parts(row, layer);
+            pass.input_layers = 1;
+            work.bytes += pass.bytes(weights.layers[layer].ffn);
         }
         works.push_back(work);
     }

@@ -24,10 +24,10 @@ struct Group512 {
     const uint8_t* ahead[kGroup];
     int32_t quads;
     int32_t column_bytes;
-    const uint16_t* d;
-    const uint16_t* m;
-    const uint16_t* d_ahead;
-    const uint16_t* m_ahead;
+    const uint8_t* scales;
+    const uint8_t* scales_ahead;
+    const uint16_t* units;  // null: scales are float16
+    int32_t outputs;        // of one plane of scales
 };
 
 // False if all z are 0. Same rounding as quantize_down.
@@ -144,8 +144,14 @@ inline void add_quad(const __m512i codes[V], const Z512& z, int32_t quad, DownSu
     }
 }
 
-inline __m512 load_half16(const uint16_t* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+inline __m512 load_half16(const void* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+}
+
+inline __m512 load_scale16(const Group512& group, int32_t at) {
+    if (group.units == nullptr) return load_half16(group.scales + 2 * at);
+    const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(group.scales + at));
+    return _mm512_mul_ps(load_half16(group.units + at), _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(codes)));
 }
 
 // The scales of a block as floats.
@@ -158,8 +164,8 @@ struct DownScales {
 template <Format F, int V>
 inline void load_scales(const Group512& group, int32_t h, DownScales<F, V>& scales) {
     for (int v = 0; v < V; ++v) {
-        scales.d[v] = load_half16(group.d + h + 16 * v);
-        if constexpr (F == Format::q4) scales.m[v] = load_half16(group.m + h + 16 * v);
+        scales.d[v] = load_scale16(group, h + 16 * v);
+        if constexpr (F == Format::q4) scales.m[v] = load_scale16(group, group.outputs + h + 16 * v);
     }
 }
 
@@ -272,9 +278,11 @@ inline void down_many(const Group512& group, int32_t h, const Z512* z, int32_t a
 // Without it the scales, one short piece per block, stall every block.
 template <Format F, int V>
 inline void prefetch_scales(const Group512& group, int32_t h) {
-    for (int at = 0; at < 16 * V; at += 32) {
-        prefetch_line(group.d_ahead + h + at);
-        if constexpr (F == Format::q4) prefetch_line(group.m_ahead + h + at);
+    const int32_t scale_bytes = group.units == nullptr ? 2 : 1;
+    const uint8_t* d = group.scales_ahead + h * scale_bytes;
+    for (int32_t at = 0; at < 16 * V * scale_bytes; at += 64) {
+        prefetch_line(d + at);
+        if constexpr (F == Format::q4) prefetch_line(d + group.outputs * scale_bytes + at);
     }
 }
 
@@ -297,10 +305,9 @@ inline void down_group512(const Group512& group, int32_t hidden_padded, const Z5
     if (h < hidden_padded) down_block<F, 4>(group, h, z, active, y, y_stride);
 }
 
-// Where the d of a neuron's group start.
-inline const uint16_t* group_scales(const DownView& down, int32_t neuron) {
-    const size_t planes = down.format == Format::q4 ? 2 : 1;
-    return down.scales + static_cast<size_t>(neuron / kGroup) * planes * static_cast<size_t>(down.hidden_padded);
+// Where the scales of a neuron's group start.
+inline const uint8_t* group_scales(const DownView& down, int32_t neuron) {
+    return down.scales + static_cast<size_t>(neuron / kGroup) * down.group_bytes();
 }
 
 // index[0, count) lie in one group; `left` >= count is what remains of index.
@@ -314,10 +321,10 @@ inline void gather_group(const DownView& down, const int32_t* index, int32_t cou
         group.columns[i] = down.base + index[at] * down.stride;
         group.ahead[i] = down.base + index[ahead] * down.stride;
     }
-    group.d = group_scales(down, index[0]);
-    group.m = group.d + down.hidden_padded;
-    group.d_ahead = group_scales(down, index[count < left ? count : 0]);
-    group.m_ahead = group.d_ahead + down.hidden_padded;
+    group.scales = group_scales(down, index[0]);
+    group.scales_ahead = group_scales(down, index[count < left ? count : 0]);
+    group.units = down.units;
+    group.outputs = down.hidden_padded;
 }
 
 // The beginnings of the first group's columns, which no group before it prefetches.

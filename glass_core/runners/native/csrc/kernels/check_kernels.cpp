@@ -103,19 +103,23 @@ bool dots_are_equal(const Kernels& kernels, Format format) {
     return true;
 }
 
-bool downs_are_equal(const Kernels& kernels, Format format) {
+bool downs_are_equal(const Kernels& kernels, Format format, bool coded_scales) {
     Numbers numbers;
     std::vector<uint8_t> packed(code_bytes(format, kHidden) * kNeurons);
     fill_codes(numbers, format, packed.data(), packed.size());
-    std::vector<uint16_t> scales(2 * 2 * kHidden);
-    for (uint16_t& scale : scales) scale = kHalves[numbers.below(3)];
+    std::vector<uint16_t> halves(2 * 2 * kHidden);
+    for (uint16_t& half : halves) half = kHalves[numbers.below(3)];
+    std::vector<uint8_t> scales(2 * halves.size());
+    for (uint8_t& scale : scales) scale = static_cast<uint8_t>(numbers.within(3));
+    if (!coded_scales) __builtin_memcpy(scales.data(), halves.data(), scales.size());
     std::vector<int32_t> index;
     for (int32_t i = 0; i < kNeurons; ++i) {
         if (i % 5 != 3) index.push_back(i);
     }
     const int32_t n = static_cast<int32_t>(index.size());
     const std::vector<float> z = whole_numbers(numbers, kTokens, n, kDownSteps, 600);
-    const DownView down = {packed.data(), code_bytes(format, kHidden), scales.data(), kHidden, format};
+    const DownView down = {packed.data(), code_bytes(format, kHidden),       scales.data(), kHidden,
+                           format,        coded_scales ? halves.data() : nullptr};
     const std::vector<float> start = whole_numbers(numbers, kTokens, kHidden, 50, 50);
     for (const int32_t count : kBatches) {
         std::vector<float> actual(start), expected(start);
@@ -287,8 +291,9 @@ const char* find_defect(const Kernels& kernels) {
     if (!quantizes_alike(kernels)) return "quantize";
     for (const Format format : {Format::q4, Format::q8, Format::bf16}) {
         if (!dots_are_equal(kernels, format)) return "dot_rows";
-        if (!downs_are_equal(kernels, format)) return "accumulate_down";
+        if (!downs_are_equal(kernels, format, false)) return "accumulate_down";
     }
+    if (!downs_are_equal(kernels, Format::q4, true)) return "accumulate_down";
     for (const KvFormat format : {KvFormat::bf16, KvFormat::int8}) {
         if (!attends_alike(kernels, format)) return "attend_span";
     }

@@ -39,12 +39,20 @@ struct RowsView {
 
 // Down projection, one packed column per neuron without scales; the scales of 32 consecutive neurons are shared:
 // q4: scales[group] = hidden_padded float16 d, then hidden_padded float16 m; q8: hidden_padded float16 d; bf16: unused.
+// With `units` (q4 only, else null) scales are 8-bit integers, multiples of them: scales[group] = hidden_padded int8 for
+// d, then as many for m; units = hidden_padded float16 for d, then as many for m.
 struct DownView {
     const uint8_t* base;
     size_t stride;  // bytes from neuron to neuron
-    const uint16_t* scales;
+    const uint8_t* scales;
     int32_t hidden_padded;
     Format format;
+    const uint16_t* units = nullptr;
+
+    size_t planes() const { return format == Format::q4 ? 2 : 1; }
+    // From group to group, in scales and in bytes.
+    size_t group_scales() const { return planes() * static_cast<size_t>(hidden_padded); }
+    size_t group_bytes() const { return group_scales() * (units == nullptr ? sizeof(uint16_t) : sizeof(int8_t)); }
 };
 
 // T rows quantized by `quantize`. sums[t][g] = scale * (sum of the codes of group g).

@@ -95,16 +95,21 @@ inline int32_t down_code(const DownView& down, int32_t neuron, int32_t h) {
     return down.format == Format::q4 ? nibble(codes, h) : codes[h] - 128;
 }
 
+// A group's scale at `at`: d of the outputs, then m.
+inline float down_scale(const DownView& down, int32_t group, int32_t at) {
+    const uint8_t* scales = down.scales + static_cast<size_t>(group) * down.group_bytes();
+    if (down.units == nullptr) return half_to_float(load_u16(scales + 2 * at));
+    return half_to_float(down.units[at]) * static_cast<float>(static_cast<int8_t>(scales[at]));
+}
+
 // One group of neurons, one row: y[h] += d[h] * sum(z*code) + m[h] * sum(z).
 void down_group(const DownView& down, const int32_t* index, int32_t n, const DownCodes& z, float* y) {
-    const size_t group = static_cast<size_t>(index[0] / kGroup);
-    const bool has_minimum = down.format == Format::q4;
-    const uint16_t* d = down.scales + group * down.hidden_padded * (has_minimum ? 2 : 1);
-    for (int32_t h = 0; h < down.hidden_padded; ++h) {
+    const int32_t group = index[0] / kGroup, hidden = down.hidden_padded;
+    for (int32_t h = 0; h < hidden; ++h) {
         int32_t sum = 0;
         for (int32_t i = 0; i < n; ++i) sum += z.codes[i] * down_code(down, index[i], h);
-        y[h] += half_to_float(d[h]) * (z.scale * static_cast<float>(sum));
-        if (has_minimum) y[h] += half_to_float(d[down.hidden_padded + h]) * (z.scale * static_cast<float>(z.sum));
+        y[h] += down_scale(down, group, h) * (z.scale * static_cast<float>(sum));
+        if (down.format == Format::q4) y[h] += down_scale(down, group, hidden + h) * (z.scale * static_cast<float>(z.sum));
     }
 }
 

@@ -2,8 +2,8 @@
 // defines `struct P` (see avx2_primitives.h, neon_primitives.h) before it includes this:
 //
 //   kLanes; F (floats), I (int32), Codes (32 signed or unsigned bytes), Pair (two neurons' codes for 16 outputs)
-//   F zero(), set1(float), load(const float*), load_bf16(const uint8_t*), load_half(const uint16_t*),
-//     add(F, F), mul(F, F), fma(a, b, c) = a*b + c, to_float(I); store(float*, F); float sum(F)
+//   F zero(), set1(float), load(const float*), load_bf16(const uint8_t*), load_half(const uint8_t*),
+//     load_int8(const uint8_t*), add(F, F), mul(F, F), fma(a, b, c) = a*b + c, to_float(I); store(float*, F); float sum(F)
 //   I izero(), iset1(int32), iadd(I, I)
 //   Codes load_x(const int8_t*), load_q8(const uint8_t*) (code - 128); unpack_q4(const uint8_t*, Codes& low, Codes& high)
 //   I dot_q4(Codes w, Codes x), dot_q8(Codes w, Codes x): exact sums, spread over the lanes in any way
@@ -169,26 +169,39 @@ inline void fill_panel(const DownView& down, const int32_t* index, int32_t count
     }
 }
 
-// y[0..15] += d * z.scale * sums + m * z.scale * (sum of z codes).
+// One group's scales.
+struct GroupScales {
+    const uint8_t* scales;
+    const uint16_t* units;
+
+    F load(int32_t at) const {
+        if (units == nullptr) return P::load_half(scales + 2 * at);
+        return P::mul(P::load_half(reinterpret_cast<const uint8_t*>(units + at)), P::load_int8(scales + at));
+    }
+};
+
+// y[0..15] += d * z.scale * sums + m * z.scale * (sum of z codes), with the scales from d and m on.
 template <Format format>
-inline void add_outputs(I (&sums)[16 / kLanes], const DownCodes& z, const uint16_t* d, const uint16_t* m, float* y) {
+inline void add_outputs(I (&sums)[16 / kLanes], const DownCodes& z, const GroupScales& scales, int32_t d, int32_t m,
+                        float* y) {
     const I correction = P::iset1(format == Format::q8 ? -128 * z.sum : 0);
     const F scale = P::set1(z.scale), total = P::set1(z.scale * static_cast<float>(z.sum));
     for (int i = 0; i < 16 / kLanes; ++i) {
         const F dots = P::mul(P::to_float(P::iadd(sums[i], correction)), scale);
-        F result = P::fma(P::load_half(d + kLanes * i), dots, P::load(y + kLanes * i));
-        if constexpr (format == Format::q4) result = P::fma(P::load_half(m + kLanes * i), total, result);
+        F result = P::fma(scales.load(d + kLanes * i), dots, P::load(y + kLanes * i));
+        if constexpr (format == Format::q4) result = P::fma(scales.load(m + kLanes * i), total, result);
         P::store(y + kLanes * i, result);
     }
 }
 
 template <Format format>
-inline void apply_panel(const DownPanel& panel, const DownCodes& z, const uint16_t* d, const uint16_t* m, float* y) {
+inline void apply_panel(const DownPanel& panel, const DownCodes& z, const GroupScales& scales, int32_t d, int32_t m,
+                        float* y) {
     for (int v = 0; v < 4; ++v) {
         I sums[16 / kLanes];
         for (I& sum : sums) sum = P::izero();
         for (int32_t p = 0; p < panel.num_pairs; ++p) P::add_pair(sums, panel.pairs[p][v], z.codes[2 * p], z.codes[2 * p + 1]);
-        add_outputs<format>(sums, z, d + 16 * v, m + 16 * v, y + 16 * v);
+        add_outputs<format>(sums, z, scales, d + 16 * v, m + 16 * v, y + 16 * v);
     }
 }
 
@@ -196,17 +209,17 @@ template <Format format>
 void accumulate_quantized(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
                           int32_t num_rows, float* y, size_t y_stride) {
     DownCodes* codes = static_cast<DownCodes*>(kernel_scratch(static_cast<size_t>(num_rows) * sizeof(DownCodes)));
-    const size_t plane = static_cast<size_t>(down.hidden_padded);
     for (int32_t i = 0, count = 0; i < n; i += count) {
         count = same_group(index + i, n - i);
         for (int32_t t = 0; t < num_rows; ++t) quantize_down(z + t * z_stride + i, count, codes[t]);
-        const uint16_t* d = down.scales + static_cast<size_t>(index[i] / kGroup) * plane * (format == Format::q4 ? 2 : 1);
+        const GroupScales scales = {down.scales + static_cast<size_t>(index[i] / kGroup) * down.group_bytes(), down.units};
         DownPanel panel;
         for (int32_t chunk = 0; chunk < down.hidden_padded / kChunk; ++chunk) {
             fill_panel<format>(down, index + i, count, chunk, panel);
             const int32_t h = kChunk * chunk;
             for (int32_t t = 0; t < num_rows; ++t) {
-                if (codes[t].scale != 0.0f) apply_panel<format>(panel, codes[t], d + h, d + plane + h, y + t * y_stride + h);
+                if (codes[t].scale == 0.0f) continue;
+                apply_panel<format>(panel, codes[t], scales, h, down.hidden_padded + h, y + t * y_stride + h);
             }
         }
     }

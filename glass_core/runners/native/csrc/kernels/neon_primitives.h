@@ -28,7 +28,13 @@ struct P {
     static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
     static F to_float(I a) { return vcvtq_f32_s32(a); }
     static float half(uint16_t a) { return half_to_float(a); }
-    static F load_half(const uint16_t* p) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+    static F load_half(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+    static F load_int8(const uint8_t* p) {
+        uint32_t four;
+        __builtin_memcpy(&four, p, sizeof four);
+        const int16x8_t wide = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
+        return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+    }
     static F load_bf16(const uint8_t* p) {
         return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
     }
