@@ -8,7 +8,6 @@ from glass_core.errors import GlassError
 from glass_core.runners.native.checkpoint_image import available_formats, open_image
 from glass_core.runners.native.extension import load_extension, requested_isa, why_missing
 from glass_core.runners.native.ffn_costs import FfnCosts, costs_key, read_costs
-from glass_core.runners.native.huge_pages import read_in_huge_pages
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.processor import num_cores
 from glass_core.runners.native.runner import NativeRunner
@@ -29,7 +28,6 @@ def measure_all() -> None:
     """Measure every pulled image again, as its first start would. Raises ConfigurationError without the extension."""
     load_extension()
     for _, header in _images():
-        read_in_huge_pages(header.path)
         runner = NativeRunner(header, CacheConfig(kv_cache_bytes=_KV_BYTES))
         try:
             runner.measure_ffn_costs()

@@ -24,9 +24,9 @@ from glass_core.runners.checks import (
 from glass_core.runners.native.checkpoint_image import open_or_make_image
 from glass_core.runners.native.costs import ExecutedWork, row_costs
 from glass_core.runners.native.extension import load_extension, requested_isa
-from glass_core.runners.native.ffn_costs import choose_paths_by_cost, costs_path, measure_paths
+from glass_core.runners.native.ffn_costs import choose_paths_by_cost, measure_paths
 from glass_core.runners.native.ffn_work import FfnWork, dense_work
-from glass_core.runners.native.huge_pages import read_in_huge_pages
+from glass_core.runners.native.huge_pages import keep_in_huge_pages
 from glass_core.runners.native.image import ImageHeader
 from glass_core.runners.native.plan_keys import PlanKeys
 from glass_core.runners.native.processor import num_cores
@@ -61,8 +61,6 @@ def load(config: EngineConfig) -> "NativeRunner":
     if config.device != "cpu":
         raise ConfigurationError(f"device must be cpu for native, got {config.device!r}")
     header = open_or_make_image(config.model_path, config.dtype)
-    if not costs_path(header.path).is_file():  # the first start with this image
-        read_in_huge_pages(header.path)
     runner = NativeRunner(header, config.cache, num_threads=config.num_threads)
     runner.choose_ffn_paths_by_cost()
     return runner
@@ -84,6 +82,7 @@ class NativeRunner:
         self.num_kv_blocks = _num_blocks(header.spec, cache)
         threads = num_cores() if num_threads is None else num_threads
         chosen = requested_isa() if isa is None else isa
+        keep_in_huge_pages(header.path)
         self._model: NativeModel | None = _open_model(
             header, (threads, self.num_kv_blocks, cache.block_size, cache.kv_cache_dtype), chosen
         )
