@@ -8,6 +8,7 @@ import numpy.typing as npt
 GROUP = 32
 CHUNK = 64
 DOWN_STEPS = 16256
+CODED_DOWN_STEPS = 127
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.native.kernel_arrays import (
+    CODED_DOWN_STEPS,
     DOWN_STEPS,
     GROUP,
     Doubles,
@@ -69,14 +70,17 @@ def used_values(x: Activations, weight_format: str) -> Doubles:
     return x.codes.astype(np.float64) * scales
 
 
-def quantized_z(z: Floats, index: npt.NDArray[np.int32]) -> Doubles:
-    """z rounded as the contract says: per row and group of 32 neurons, DOWN_STEPS steps of the largest magnitude."""
+def used_z(z: Floats, down: Packed, index: npt.NDArray[np.int32]) -> Doubles:
+    """z rounded as the contract says: per row and group of 32 neurons, so many steps of the largest magnitude."""
     result = z.astype(np.float64)
+    if down.format == "bf16":
+        return result
+    steps = np.float32(DOWN_STEPS if down.units is None else CODED_DOWN_STEPS)
     for group in np.unique(index // GROUP):
         at = np.flatnonzero(index // GROUP == group)
         largest = np.abs(z[:, at]).max(axis=1, keepdims=True)
-        scale = np.where(largest < 1e-36, 0, largest / np.float32(DOWN_STEPS))
-        inverse = np.float32(DOWN_STEPS) / np.where(largest < 1e-36, np.float32(np.inf), largest)
+        scale = np.where(largest < 1e-36, 0, largest / steps)
+        inverse = steps / np.where(largest < 1e-36, np.float32(np.inf), largest)
         result[:, at] = np.rint(z[:, at] * inverse).astype(np.float64) * scale
     return result
 
@@ -191,7 +195,7 @@ def test_accumulate_down_equals_float64(
     num_rows = data.draw(st.integers(1, 9))
     z = random_activations(rng, num_rows, len(index))
     y = rng.normal(size=(num_rows, padded(hidden))).astype(np.float32)
-    used = z.astype(np.float64) if weight_format == "bf16" else quantized_z(z, index)
+    used = used_z(z, down, index)
     result = accumulate_down(isa, down, index, z, y)
     assert_close(result, used, down.weights[index], down.magnitudes[index], y.astype(np.float64))
 
@@ -254,7 +258,7 @@ def test_accumulate_down_with_extreme_z(isa: str, weight_format: str, scale: flo
     down = random_down(rng, 70, 100, weight_format)
     index = subset(rng, 70, 50)
     z, y = random_activations(rng, 3, 50, scale), np.zeros((3, 128), np.float32)
-    used = z.astype(np.float64) if weight_format == "bf16" else quantized_z(z, index)
+    used = used_z(z, down, index)
     assert_close(accumulate_down(isa, down, index, z, y), used, down.weights[index], down.magnitudes[index])
 
 

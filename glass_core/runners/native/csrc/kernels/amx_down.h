@@ -91,15 +91,14 @@ void accumulate_down_tiles(const DownView& down, const int32_t* index, int32_t n
     Z512* rows = reinterpret_cast<Z512*>(scratch + sizeof(DownTiles) + kDownCodesBytes);
     __builtin_memset(rows, 0, z_bytes);
     const Tiles configured;
-    Group512 group;
-    for (int32_t i = 0, count = 0; i < n; i += count) {
-        count = same_group(index + i, n - i);
-        int32_t active = 0;
-        for (int32_t t = 0; t < num_rows; ++t) active += quantize_z(z + t * z_stride + i, count, t, rows[active]);
-        if (active == 0) continue;
-        gather_group(down, index + i, count, n - i, group);
+    int32_t active = 0;
+    const auto quantize = [&](int32_t i, int32_t count) {
+        active = quantize_rows(down, z + i, count, z_stride, num_rows, rows);
+        return active > 0;
+    };
+    for_groups(down, index, n, quantize, [&](const Group512& group) {
         down_group_tiles<F>(group, down.hidden_padded, rows, active, codes, tiles, y, y_stride);
-    }
+    });
 }
 
 }  // namespace

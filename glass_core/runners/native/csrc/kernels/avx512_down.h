@@ -1,9 +1,10 @@
 // AVX-512 down projection over neuron-major columns. Four neurons of a group are interleaved byte by byte so that one
-// VNNI instruction adds 4 neurons x 16 outputs; z is a 15-bit integer, applied as two signed bytes, high*128 + low.
+// VNNI instruction adds 4 neurons x 16 outputs; z is a 15-bit integer, applied as two signed bytes, high*128 + low, or
+// one byte where the view asks for no more.
 // Included by kernels_avx512_vnni.cpp only.
 #pragma once
 
-#include "avx512_fold.h"
+#include "avx512_columns.h"
 
 namespace glass {
 namespace {
@@ -13,35 +14,25 @@ struct Z512 {
     int32_t high[8];
     int32_t low[8];
     float scale;
-    int32_t sum;  // of the 15-bit codes
+    int32_t sum;  // of the whole codes
     int32_t row;
     int32_t unused;
 };
 
-// One group's neurons: their columns and the group's scales, and the same of the next group, to prefetch.
-struct Group512 {
-    const uint8_t* columns[kGroup];
-    const uint8_t* ahead[kGroup];
-    int32_t quads;
-    int32_t column_bytes;
-    const uint8_t* scales;
-    const uint8_t* scales_ahead;
-    const uint16_t* units;  // null: scales are float16
-    int32_t outputs;        // of one plane of scales
-};
-
 // False if all z are 0. Same rounding as quantize_down.
-inline bool quantize_z(const float* z, int32_t n, int32_t row, Z512& out) {
+inline bool quantize_z(const float* z, int32_t n, int32_t row, int32_t steps, Z512& out) {
     const __m512 a = _mm512_maskz_loadu_ps(first_lanes(n < 16 ? n : 16), z);
     const __m512 b = n > 16 ? _mm512_maskz_loadu_ps(first_lanes(n - 16), z + 16) : _mm512_setzero_ps();
     const float largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
     if (largest < kTiniest) return false;
-    const __m512 inverse = _mm512_set1_ps(kDownSteps / largest);
+    const __m512 inverse = _mm512_set1_ps(static_cast<float>(steps) / largest);
     const __m512i codes_a = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
     const __m512i codes_b = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-    const __m512i half = _mm512_set1_epi32(64);
-    const __m512i high_a = _mm512_srai_epi32(_mm512_add_epi32(codes_a, half), 7);
-    const __m512i high_b = _mm512_srai_epi32(_mm512_add_epi32(codes_b, half), 7);
+    // a number of one byte has no high part
+    const __m512i half = _mm512_set1_epi32(steps > 127 ? 64 : 0);
+    const __mmask16 split = steps > 127 ? 0xffff : 0;
+    const __m512i high_a = _mm512_maskz_srai_epi32(split, _mm512_add_epi32(codes_a, half), 7);
+    const __m512i high_b = _mm512_maskz_srai_epi32(split, _mm512_add_epi32(codes_b, half), 7);
     const __m512i low_a = _mm512_sub_epi32(codes_a, _mm512_slli_epi32(high_a, 7));
     const __m512i low_b = _mm512_sub_epi32(codes_b, _mm512_slli_epi32(high_b, 7));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out.high), _mm512_cvtepi32_epi8(high_a));
@@ -49,9 +40,16 @@ inline bool quantize_z(const float* z, int32_t n, int32_t row, Z512& out) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out.low), _mm512_cvtepi32_epi8(low_a));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out.low + 4), _mm512_cvtepi32_epi8(low_b));
     out.sum = _mm512_reduce_add_epi32(_mm512_add_epi32(codes_a, codes_b));
-    out.scale = largest / kDownSteps;
+    out.scale = largest / static_cast<float>(steps);
     out.row = row;
     return true;
+}
+
+// One group's z of all rows; returns how many are not 0, which come first.
+inline int32_t quantize_rows(const DownView& down, const float* z, int32_t n, size_t z_stride, int32_t num_rows, Z512* out) {
+    int32_t active = 0;
+    for (int32_t t = 0; t < num_rows; ++t) active += quantize_z(z + t * z_stride, n, t, down.z_steps(), out[active]);
+    return active;
 }
 
 // Outputs go in blocks of 16*V: V = 8 (128 outputs, two q4 chunks) or V = 4 (one chunk of either format).
@@ -81,20 +79,6 @@ inline void interleave4(const __m512i v[4], __m512i out[N]) {
         out[2] = _mm512_unpacklo_epi16(c, d);
         out[3] = _mm512_unpackhi_epi16(c, d);
     }
-}
-
-inline void prefetch_line(const void* address) { _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1); }
-
-// How far ahead a column's lines are prefetched once more, and what of a call's first columns is at its start: the
-// second-level cache drops prefetches that it has no place for.
-inline constexpr int32_t kColumnBytesAhead = 128;
-inline constexpr int32_t kFirstColumnBytes = 192;
-
-// The line of a group's i-th column that lies kColumnBytesAhead further than `at`. Behind its end the next group's column
-// goes on: the memory there is of a column that nobody may want.
-inline const uint8_t* line_ahead(const Group512& group, int32_t i, int32_t at) {
-    const int32_t beyond = at + kColumnBytesAhead - group.column_bytes;
-    return beyond < 0 ? group.columns[i] + at + kColumnBytesAhead : group.ahead[i] + beyond / 64 * 64;
 }
 
 // out[v] dword e = the codes of a quad of neurons for output 16v + e of the block that starts at byte `at`.
@@ -135,11 +119,12 @@ inline void start_sums(const Z512& z, DownSums<V>& sums) {
     }
 }
 
-template <int V>
+// TwoBytes: z may have high parts.
+template <int V, bool TwoBytes>
 inline void add_quad(const __m512i codes[V], const Z512& z, int32_t quad, DownSums<V>& sums) {
     const __m512i high = _mm512_set1_epi32(z.high[quad]), low = _mm512_set1_epi32(z.low[quad]);
     for (int v = 0; v < V; ++v) {
-        sums.high[v] = _mm512_dpbusd_epi32(sums.high[v], codes[v], high);
+        if constexpr (TwoBytes) sums.high[v] = _mm512_dpbusd_epi32(sums.high[v], codes[v], high);
         sums.low[v] = _mm512_dpbusd_epi32(sums.low[v], codes[v], low);
     }
 }
@@ -170,11 +155,12 @@ inline void load_scales(const Group512& group, int32_t h, DownScales<F, V>& scal
 }
 
 // y[0 .. 16*V) += d * sums + m * (sum of z).
-template <Format F, int V>
+template <Format F, int V, bool TwoBytes = true>
 inline void add_to_outputs(const DownSums<V>& sums, const Z512& z, const __m512* d, const __m512* m, float* y) {
     const __m512 scale = _mm512_set1_ps(z.scale), sum = _mm512_set1_ps(z.scale * static_cast<float>(z.sum));
     for (int v = 0; v < V; ++v) {
-        const __m512i dots = _mm512_add_epi32(_mm512_slli_epi32(sums.high[v], 7), sums.low[v]);
+        __m512i dots = sums.low[v];
+        if constexpr (TwoBytes) dots = _mm512_add_epi32(_mm512_slli_epi32(sums.high[v], 7), dots);
         __m512 result = _mm512_loadu_ps(y + 16 * v);
         result = _mm512_fmadd_ps(d[v], _mm512_mul_ps(_mm512_cvtepi32_ps(dots), scale), result);
         if constexpr (F == Format::q4) result = _mm512_fmadd_ps(m[v], sum, result);
@@ -183,18 +169,18 @@ inline void add_to_outputs(const DownSums<V>& sums, const Z512& z, const __m512*
 }
 
 // One activation row: codes go from memory to the sums.
-template <Format F, int V>
+template <Format F, int V, bool TwoBytes>
 inline void down_one(const Group512& group, int32_t h, const Z512& z, float* y) {
     DownSums<V> sums;
     start_sums<F>(z, sums);
     for (int32_t quad = 0; quad < group.quads; ++quad) {
         __m512i codes[V];
         load_quad<F, V>(group, quad, h / (F == Format::q4 ? 2 : 1), codes);
-        add_quad<V>(codes, z, quad, sums);
+        add_quad<V, TwoBytes>(codes, z, quad, sums);
     }
     DownScales<F, V> scales;
     load_scales(group, h, scales);
-    add_to_outputs<F, V>(sums, z, scales.d, scales.m, y + h);
+    add_to_outputs<F, V, TwoBytes>(sums, z, scales.d, scales.m, y + h);
 }
 
 // Unpacked codes, V vectors a quad, of which four (64 outputs) are used: `from` .. from + 3.
@@ -289,8 +275,10 @@ inline void prefetch_scales(const Group512& group, int32_t h) {
 template <Format F, int V>
 inline void down_block(const Group512& group, int32_t h, const Z512* z, int32_t active, float* y, size_t y_stride) {
     prefetch_scales<F, V>(group, h);
-    if (active == 1) {
-        down_one<F, V>(group, h, z[0], y + z[0].row * y_stride);
+    if (active == 1 && group.units != nullptr) {
+        down_one<F, V, false>(group, h, z[0], y + z[0].row * y_stride);
+    } else if (active == 1) {
+        down_one<F, V, true>(group, h, z[0], y + z[0].row * y_stride);
     } else {
         down_many<F, V>(group, h, z, active, y, y_stride);
     }
@@ -305,50 +293,18 @@ inline void down_group512(const Group512& group, int32_t hidden_padded, const Z5
     if (h < hidden_padded) down_block<F, 4>(group, h, z, active, y, y_stride);
 }
 
-// Where the scales of a neuron's group start.
-inline const uint8_t* group_scales(const DownView& down, int32_t neuron) {
-    return down.scales + static_cast<size_t>(neuron / kGroup) * down.group_bytes();
-}
-
-// index[0, count) lie in one group; `left` >= count is what remains of index.
-inline void gather_group(const DownView& down, const int32_t* index, int32_t count, int32_t left, Group512& group) {
-    group.quads = (count + 3) / 4;
-    group.column_bytes = down.format == Format::q4 ? down.hidden_padded / 2 : down.hidden_padded;
-    for (int32_t i = 0; i < 4 * group.quads; ++i) {
-        // the padding of the last quad meets z codes of 0
-        const int32_t at = i < count ? i : count - 1;
-        const int32_t ahead = at + count < left ? at + count : left - 1;
-        group.columns[i] = down.base + index[at] * down.stride;
-        group.ahead[i] = down.base + index[ahead] * down.stride;
-    }
-    group.scales = group_scales(down, index[0]);
-    group.scales_ahead = group_scales(down, index[count < left ? count : 0]);
-    group.units = down.units;
-    group.outputs = down.hidden_padded;
-}
-
-// The beginnings of the first group's columns, which no group before it prefetches.
-inline void prefetch_first(const DownView& down, const int32_t* index, int32_t n) {
-    const int32_t count = n > 0 ? same_group(index, n) : 0;
-    for (int32_t at = 0; at < kFirstColumnBytes; at += 64) {
-        for (int32_t i = 0; i < count; ++i) prefetch_line(down.base + index[i] * down.stride + at);
-    }
-}
-
 template <Format F>
 void accumulate_quantized(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
                           int32_t num_rows, float* y, size_t y_stride) {
     Z512* codes = static_cast<Z512*>(kernel_scratch(num_rows * sizeof(Z512)));
-    Group512 group;
-    prefetch_first(down, index, n);
-    for (int32_t i = 0, count = 0; i < n; i += count) {
-        count = same_group(index + i, n - i);
-        int32_t active = 0;
-        for (int32_t t = 0; t < num_rows; ++t) active += quantize_z(z + t * z_stride + i, count, t, codes[active]);
-        if (active == 0) continue;
-        gather_group(down, index + i, count, n - i, group);
+    int32_t active = 0;
+    const auto quantize = [&](int32_t i, int32_t count) {
+        active = quantize_rows(down, z + i, count, z_stride, num_rows, codes);
+        return active > 0;
+    };
+    for_groups(down, index, n, quantize, [&](const Group512& group) {
         down_group512<F>(group, down.hidden_padded, codes, active, y, y_stride);
-    }
+    });
 }
 
 }  // namespace

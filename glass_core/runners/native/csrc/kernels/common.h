@@ -54,15 +54,15 @@ struct DownCodes {
     int16_t codes[kGroup];
 };
 
-[[maybe_unused]] static inline void quantize_down(const float* z, int32_t n, DownCodes& out) {
+[[maybe_unused]] static inline void quantize_down(const float* z, int32_t n, int32_t steps, DownCodes& out) {
     float largest = 0.0f;
     for (int32_t i = 0; i < n; ++i) {
         const float magnitude = __builtin_fabsf(z[i]);
         largest = magnitude > largest ? magnitude : largest;
     }
     const bool none = largest < kTiniest;
-    const float inverse = none ? 0.0f : kDownSteps / largest;
-    out.scale = none ? 0.0f : largest / kDownSteps;
+    const float inverse = none ? 0.0f : static_cast<float>(steps) / largest;
+    out.scale = none ? 0.0f : largest / static_cast<float>(steps);
     out.sum = 0;
     for (int32_t i = 0; i < kGroup; ++i) {
         const int32_t code = i < n ? round_even(z[i] * inverse) : 0;

@@ -37,10 +37,14 @@ struct RowsView {
     Format format;
 };
 
+// 127 * 128: a 15-bit number that splits into two signed bytes, high*128 + low.
+inline constexpr int32_t kDownSteps = 16256;
+inline constexpr int32_t kCodedDownSteps = 127;
+
 // Down projection, one packed column per neuron without scales; the scales of 32 consecutive neurons are shared:
 // q4: scales[group] = hidden_padded float16 d, then hidden_padded float16 m; q8: hidden_padded float16 d; bf16: unused.
 // With `units` (q4 only, else null) scales are 8-bit integers, multiples of them: scales[group] = hidden_padded int8 for
-// d, then as many for m; units = hidden_padded float16 for d, then as many for m.
+// d, then as many for m; units = hidden_padded float16 for d, then as many for m. Then z is rounded to 8 bits, too.
 struct DownView {
     const uint8_t* base;
     size_t stride;  // bytes from neuron to neuron
@@ -50,6 +54,8 @@ struct DownView {
     const uint16_t* units = nullptr;
 
     size_t planes() const { return format == Format::q4 ? 2 : 1; }
+    // What z is rounded to.
+    int32_t z_steps() const { return units == nullptr ? kDownSteps : kCodedDownSteps; }
     // From group to group, in scales and in bytes.
     size_t group_scales() const { return planes() * static_cast<size_t>(hidden_padded); }
     size_t group_bytes() const { return group_scales() * (units == nullptr ? sizeof(uint16_t) : sizeof(int8_t)); }
@@ -82,7 +88,7 @@ struct Kernels {
 
     // y[t*y_stride + h] += sum over i of z[t*z_stride + i] * down(index[i])[h], for h in [0, hidden_padded).
     // index ascends. z = 0 contributes exactly nothing; splitting a call between two groups of 32 neurons changes
-    // nothing. For q4 and q8, z is rounded per (row, group of 32 neurons) to kDownSteps steps of its largest
+    // nothing. For q4 and q8, z is rounded per (row, group of 32 neurons) to down.z_steps() steps of its largest
     // magnitude, so that the sums over a group are exact integers.
     void (*accumulate_down)(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
                             int32_t num_rows, float* y, size_t y_stride);
@@ -104,9 +110,6 @@ struct Kernels {
     // `from`.
     int32_t (*gather_marked)(const uint32_t* bits, int32_t n, const void* from, void* to);
 };
-
-// 127 * 128: a 15-bit number that splits into two signed bytes, high*128 + low.
-inline constexpr int32_t kDownSteps = 16256;
 
 // An instruction set this build has kernels for. `problem` is empty when they can be used and else says why not:
 // the processor or the operating system lacks it, or (`defective`) the kernels failed their known-answer check.

@@ -130,7 +130,7 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
                 continue;
             }
             DownCodes codes;
-            quantize_down(z_row, count, codes);
+            quantize_down(z_row, count, down.z_steps(), codes);
             down_group(down, index + i, count, codes, y_row);
         }
     }

@@ -211,7 +211,7 @@ void accumulate_quantized(const DownView& down, const int32_t* index, int32_t n,
     DownCodes* codes = static_cast<DownCodes*>(kernel_scratch(static_cast<size_t>(num_rows) * sizeof(DownCodes)));
     for (int32_t i = 0, count = 0; i < n; i += count) {
         count = same_group(index + i, n - i);
-        for (int32_t t = 0; t < num_rows; ++t) quantize_down(z + t * z_stride + i, count, codes[t]);
+        for (int32_t t = 0; t < num_rows; ++t) quantize_down(z + t * z_stride + i, count, down.z_steps(), codes[t]);
         const GroupScales scales = {down.scales + static_cast<size_t>(index[i] / kGroup) * down.group_bytes(), down.units};
         DownPanel panel;
         for (int32_t chunk = 0; chunk < down.hidden_padded / kChunk; ++chunk) {
