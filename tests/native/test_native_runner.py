@@ -251,6 +251,9 @@ def test_a_missing_extension_is_explained(header: ImageHeader, monkeypatch: pyte
         ),
         ("layers.2.down_scales", {"num_bytes": 64, "shape": (1, 1), "row_bytes": 64}, "too few bytes"),
         ("layers.2.down_scales", {"kind": "f32"}, "expected column_scales"),
+        ("layers.0.input_scales", {"kind": "column_scales"}, "expected coded_scales"),
+        ("layers.0.input_units", {"kind": "coded_scales"}, "expected scale_units"),
+        ("layers.0.input_units", {"num_bytes": 64, "shape": (1, 1), "row_bytes": 64}, "too few bytes"),
     ],
 )
 def test_a_lying_table_is_refused(header: ImageHeader, name: str, changes: dict[str, Any], problem: str) -> None:

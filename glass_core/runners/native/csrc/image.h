@@ -15,7 +15,7 @@ namespace glass {
 // One tensor as the header describes it. `offset` counts from the start of the payload.
 struct TensorEntry {
     std::string name;
-    std::string kind;  // f32, rows_q4, rows_q8, rows_bf16, columns, column_scales
+    std::string kind;  // f32, rows_q4, rows_q8, rows_bf16, columns, column_scales, coded_scales, scale_units
     uint64_t offset = 0;
     uint64_t num_bytes = 0;
     int64_t rows = 0;
