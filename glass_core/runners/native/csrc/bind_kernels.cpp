@@ -123,10 +123,10 @@ Out<float, 2> accumulate_down(const std::string& isa, const std::string& format_
     const auto copy = exact_copy(packed.data(), packed.shape(0), packed.shape(1), code_bytes(format, hidden));
     const DownView view = {copy.get(), packed.shape(1), scales.data(), static_cast<int32_t>(hidden), format,
                            units ? units->data() : nullptr};
-    check(!units || (format == Format::q4 && units->shape(0) == view.group_scales()), "units: one per scale of a group");
+    check(!units || (format == Format::q4 && units->shape(0) == scales_per_group(view)), "units: one per scale of a group");
     if (format != Format::bf16) {
         check(scales.shape(0) * kGroup >= packed.shape(0), "scales: a row per 32 neurons");
-        check(scales.shape(1) == view.group_bytes(), "scales: columns");
+        check(scales.shape(1) == group_scale_bytes(view), "scales: columns");
     }
     auto out = make<float>(rows, hidden);
     std::copy_n(y.data(), rows * hidden, out.data());

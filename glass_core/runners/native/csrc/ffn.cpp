@@ -14,7 +14,7 @@ int64_t layer_bytes(const FfnWeights& ffn, const uint32_t* words, int32_t num_gr
     for (int32_t group = 0; group < num_groups; ++group) {
         if (words[group] == 0) continue;
         bytes += static_cast<int64_t>(std::popcount(words[group])) * static_cast<int64_t>(ffn.neuron_bytes()) +
-                 static_cast<int64_t>(ffn.group_scale_bytes);
+                 static_cast<int64_t>(group_scale_bytes(ffn.down));
     }
     return bytes;
 }

@@ -72,13 +72,13 @@ private:
         ffn.down = columns("down", shape_.intermediate_size, shape_.hidden_size);
         ffn.inputs = columns("inputs", shape_.hidden_size, 2 * padded(shape_.intermediate_size));
         if (shape_.ffn_format == Format::q4) {
-            ffn.input_unit_bytes = sizeof(uint16_t) * ffn.inputs.group_scales();
+            const size_t num_bytes = sizeof(uint16_t) * scales_per_group(ffn.inputs);
             ffn.inputs.units = reinterpret_cast<const uint16_t*>(
-                scale_values(image_.get(prefix_ + "input_units"), "scale_units", ffn.input_unit_bytes));
+                scale_values(image_.get(prefix_ + "input_units"), "scale_units", num_bytes));
         }
         if (shape_.ffn_format != Format::bf16) {
-            ffn.group_scale_bytes = add_scales("down_scales", shape_.intermediate_size, ffn.down);
-            ffn.input_scale_bytes = add_scales("input_scales", shape_.hidden_size, ffn.inputs);
+            add_scales("down_scales", shape_.intermediate_size, ffn.down);
+            add_scales("input_scales", shape_.hidden_size, ffn.inputs);
         }
         ffn.gate_bias = optional_floats(shape_.mlp_bias, "gate_bias", shape_.intermediate_size);
         ffn.up_bias = optional_floats(shape_.mlp_bias, "up_bias", shape_.intermediate_size);
@@ -89,12 +89,11 @@ private:
     DownView columns(const char* name, int32_t count, int32_t outputs) const {
         return view_columns(image_.get(prefix_ + name), shape_.ffn_format, count, outputs);
     }
-    // The scales of `count` columns; returns the bytes of those that 32 share.
-    size_t add_scales(const char* name, int32_t count, DownView& columns) const {
+    // The scales of `count` columns.
+    void add_scales(const char* name, int32_t count, DownView& columns) const {
         const auto num_groups = static_cast<size_t>((count + kGroup - 1) / kGroup);
         const char* kind = columns.units == nullptr ? "column_scales" : "coded_scales";
-        columns.scales = scale_values(image_.get(prefix_ + name), kind, num_groups * columns.group_bytes());
-        return columns.group_bytes();
+        columns.scales = scale_values(image_.get(prefix_ + name), kind, num_groups * group_scale_bytes(columns));
     }
     RowsView rows(const char* name, int32_t num_rows, int32_t cols) const {
         return rows_view(image_.get(prefix_ + name), num_rows, cols);
@@ -145,9 +144,10 @@ void FfnParts::add(const FfnParts& other) {
 
 int64_t FfnParts::bytes(const FfnWeights& ffn) const {
     return 2 * rows * static_cast<int64_t>(ffn.gate_up.stride) + down * static_cast<int64_t>(ffn.down.stride) +
-           down_groups * static_cast<int64_t>(ffn.group_scale_bytes) +
-           inputs * static_cast<int64_t>(ffn.inputs.stride) + input_groups * static_cast<int64_t>(ffn.input_scale_bytes) +
-           input_layers * static_cast<int64_t>(ffn.input_unit_bytes);
+           down_groups * static_cast<int64_t>(group_scale_bytes(ffn.down)) +
+           inputs * static_cast<int64_t>(ffn.inputs.stride) +
+           input_groups * static_cast<int64_t>(group_scale_bytes(ffn.inputs)) +
+           input_layers * static_cast<int64_t>(unit_bytes(ffn.inputs));
 }
 
 ModelWeights view_weights(const Image& image, const ModelShape& shape) {

@@ -51,9 +51,6 @@ struct FfnWeights {
     const float* gate_bias;
     const float* up_bias;
     const float* down_bias;
-    size_t group_scale_bytes;  // of the down scales that 32 neurons share
-    size_t input_scale_bytes;  // of the scales that 32 inputs share
-    size_t input_unit_bytes;   // of the units that the scales of all inputs are multiples of
 
     size_t neuron_bytes() const { return 2 * gate_up.stride + down.stride; }
 };

@@ -91,12 +91,7 @@ void accumulate_down_tiles(const DownView& down, const int32_t* index, int32_t n
     Z512* rows = reinterpret_cast<Z512*>(scratch + sizeof(DownTiles) + kDownCodesBytes);
     __builtin_memset(rows, 0, z_bytes);
     const Tiles configured;
-    int32_t active = 0;
-    const auto quantize = [&](int32_t i, int32_t count) {
-        active = quantize_rows(down, z + i, count, z_stride, num_rows, rows);
-        return active > 0;
-    };
-    for_groups(down, index, n, quantize, [&](const Group512& group) {
+    for_groups(down, index, n, z, z_stride, num_rows, rows, [&](const Group512& group, int32_t active) {
         down_group_tiles<F>(group, down.hidden_padded, rows, active, codes, tiles, y, y_stride);
     });
 }

@@ -29,7 +29,7 @@ struct P {
     static F to_float(I a) { return _mm256_cvtepi32_ps(a); }
     static float half(uint16_t a) { return _cvtsh_ss(a); }
     static __m128i load16(const void* p) { return _mm_loadu_si128(static_cast<const __m128i*>(p)); }
-    static F load_half(const uint8_t* p) { return _mm256_cvtph_ps(load16(p)); }
+    static F load_half(const void* p) { return _mm256_cvtph_ps(load16(p)); }
     static F load_int8(const uint8_t* p) {
         return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
     }

@@ -35,7 +35,7 @@ inline const uint8_t* line_ahead(const Group512& group, int32_t i, int32_t at) {
 
 // Where the scales of a neuron's group start.
 inline const uint8_t* group_scales(const DownView& down, int32_t neuron) {
-    return down.scales + static_cast<size_t>(neuron / kGroup) * down.group_bytes();
+    return down.scales + static_cast<size_t>(neuron / kGroup) * group_scale_bytes(down);
 }
 
 // index[0, count) lie in one group; `left` >= count is what remains of index.
@@ -55,19 +55,11 @@ inline void gather_group(const DownView& down, const int32_t* index, int32_t cou
     group.outputs = down.hidden_padded;
 }
 
-// Calls walk(group) for those groups of index[0, n), in order, for which quantize(first, count) returned true.
-template <typename Quantize, typename Walk>
-inline void for_groups(const DownView& down, const int32_t* index, int32_t n, const Quantize& quantize, const Walk& walk) {
-    Group512 group;
-    for (int32_t i = 0, count = 0; i < n; i += count) {
-        count = same_group(index + i, n - i);
-        // no group before the first prefetches its columns
-        for (int32_t at = 0; i == 0 && at < kFirstColumnBytes; at += 64) {
-            for (int32_t k = 0; k < count; ++k) prefetch_line(down.base + index[k] * down.stride + at);
-        }
-        if (!quantize(i, count)) continue;
-        gather_group(down, index + i, count, n - i, group);
-        walk(group);
+// The beginnings of the first group's columns, which no group before it prefetches. index[0, n) is not empty.
+inline void prefetch_first(const DownView& down, const int32_t* index, int32_t n) {
+    const int32_t count = same_group(index, n);
+    for (int32_t at = 0; at < kFirstColumnBytes; at += 64) {
+        for (int32_t i = 0; i < count; ++i) prefetch_line(down.base + index[i] * down.stride + at);
     }
 }
 

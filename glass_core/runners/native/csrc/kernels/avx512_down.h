@@ -1,7 +1,6 @@
 // AVX-512 down projection over neuron-major columns. Four neurons of a group are interleaved byte by byte so that one
 // VNNI instruction adds 4 neurons x 16 outputs; z is a 15-bit integer, applied as two signed bytes, high*128 + low, or
-// one byte where the view asks for no more.
-// Included by kernels_avx512_vnni.cpp only.
+// one byte where the view asks for no more. Included by kernels_avx512_vnni.cpp and amx_down.h only.
 #pragma once
 
 #include "avx512_columns.h"
@@ -29,7 +28,7 @@ inline bool quantize_z(const float* z, int32_t n, int32_t row, int32_t steps, Z5
     const __m512i codes_a = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
     const __m512i codes_b = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
     // a number of one byte has no high part
-    const __m512i half = _mm512_set1_epi32(steps > 127 ? 64 : 0);
+    const __m512i half = _mm512_set1_epi32(64);
     const __mmask16 split = steps > 127 ? 0xffff : 0;
     const __m512i high_a = _mm512_maskz_srai_epi32(split, _mm512_add_epi32(codes_a, half), 7);
     const __m512i high_b = _mm512_maskz_srai_epi32(split, _mm512_add_epi32(codes_b, half), 7);
@@ -45,11 +44,22 @@ inline bool quantize_z(const float* z, int32_t n, int32_t row, int32_t steps, Z5
     return true;
 }
 
-// One group's z of all rows; returns how many are not 0, which come first.
-inline int32_t quantize_rows(const DownView& down, const float* z, int32_t n, size_t z_stride, int32_t num_rows, Z512* out) {
-    int32_t active = 0;
-    for (int32_t t = 0; t < num_rows; ++t) active += quantize_z(z + t * z_stride, n, t, down.z_steps(), out[active]);
-    return active;
+// Calls walk(group, active) for the groups of index[0, n), in order, in which some row has a z that is not 0. Their z, of
+// `active` rows, are the first of `codes`, which has room for all rows.
+template <typename Walk>
+inline void for_groups(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
+                       int32_t num_rows, Z512* codes, const Walk& walk) {
+    const int32_t steps = z_steps(down);
+    Group512 group;
+    if (n > 0) prefetch_first(down, index, n);
+    for (int32_t i = 0, count = 0; i < n; i += count) {
+        count = same_group(index + i, n - i);
+        int32_t active = 0;
+        for (int32_t t = 0; t < num_rows; ++t) active += quantize_z(z + t * z_stride + i, count, t, steps, codes[active]);
+        if (active == 0) continue;
+        gather_group(down, index + i, count, n - i, group);
+        walk(group, active);
+    }
 }
 
 // Outputs go in blocks of 16*V: V = 8 (128 outputs, two q4 chunks) or V = 4 (one chunk of either format).
@@ -297,12 +307,7 @@ template <Format F>
 void accumulate_quantized(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
                           int32_t num_rows, float* y, size_t y_stride) {
     Z512* codes = static_cast<Z512*>(kernel_scratch(num_rows * sizeof(Z512)));
-    int32_t active = 0;
-    const auto quantize = [&](int32_t i, int32_t count) {
-        active = quantize_rows(down, z + i, count, z_stride, num_rows, codes);
-        return active > 0;
-    };
-    for_groups(down, index, n, quantize, [&](const Group512& group) {
+    for_groups(down, index, n, z, z_stride, num_rows, codes, [&](const Group512& group, int32_t active) {
         down_group512<F>(group, down.hidden_padded, codes, active, y, y_stride);
     });
 }

@@ -52,14 +52,25 @@ struct DownView {
     int32_t hidden_padded;
     Format format;
     const uint16_t* units = nullptr;
-
-    size_t planes() const { return format == Format::q4 ? 2 : 1; }
-    // What z is rounded to.
-    int32_t z_steps() const { return units == nullptr ? kDownSteps : kCodedDownSteps; }
-    // From group to group, in scales and in bytes.
-    size_t group_scales() const { return planes() * static_cast<size_t>(hidden_padded); }
-    size_t group_bytes() const { return group_scales() * (units == nullptr ? sizeof(uint16_t) : sizeof(int8_t)); }
 };
+
+// These are static, not members: see common.h.
+//
+// How many scales 32 neurons share, and their bytes; the bytes of the units of them all.
+[[maybe_unused]] static inline size_t scales_per_group(const DownView& down) {
+    const size_t planes = down.format == Format::q4 ? 2 : (down.format == Format::q8 ? 1 : 0);
+    return planes * static_cast<size_t>(down.hidden_padded);
+}
+[[maybe_unused]] static inline size_t group_scale_bytes(const DownView& down) {
+    return scales_per_group(down) * (down.units == nullptr ? sizeof(uint16_t) : sizeof(int8_t));
+}
+[[maybe_unused]] static inline size_t unit_bytes(const DownView& down) {
+    return down.units == nullptr ? 0 : scales_per_group(down) * sizeof(uint16_t);
+}
+// What z is rounded to.
+[[maybe_unused]] static inline int32_t z_steps(const DownView& down) {
+    return down.units == nullptr ? kDownSteps : kCodedDownSteps;
+}
 
 // T rows quantized by `quantize`. sums[t][g] = scale * (sum of the codes of group g).
 // bf16 weights read `values` (cols_padded floats a row, zero padded) and nothing else; q4 and q8 never read `values`.
@@ -88,7 +99,7 @@ struct Kernels {
 
     // y[t*y_stride + h] += sum over i of z[t*z_stride + i] * down(index[i])[h], for h in [0, hidden_padded).
     // index ascends. z = 0 contributes exactly nothing; splitting a call between two groups of 32 neurons changes
-    // nothing. For q4 and q8, z is rounded per (row, group of 32 neurons) to down.z_steps() steps of its largest
+    // nothing. For q4 and q8, z is rounded per (row, group of 32 neurons) to z_steps(down) steps of its largest
     // magnitude, so that the sums over a group are exact integers.
     void (*accumulate_down)(const DownView& down, const int32_t* index, int32_t n, const float* z, size_t z_stride,
                             int32_t num_rows, float* y, size_t y_stride);

@@ -97,7 +97,7 @@ inline int32_t down_code(const DownView& down, int32_t neuron, int32_t h) {
 
 // A group's scale at `at`: d of the outputs, then m.
 inline float down_scale(const DownView& down, int32_t group, int32_t at) {
-    const uint8_t* scales = down.scales + static_cast<size_t>(group) * down.group_bytes();
+    const uint8_t* scales = down.scales + static_cast<size_t>(group) * group_scale_bytes(down);
     if (down.units == nullptr) return half_to_float(load_u16(scales + 2 * at));
     return half_to_float(down.units[at]) * static_cast<float>(static_cast<int8_t>(scales[at]));
 }
@@ -130,7 +130,7 @@ void accumulate_down(const DownView& down, const int32_t* index, int32_t n, cons
                 continue;
             }
             DownCodes codes;
-            quantize_down(z_row, count, down.z_steps(), codes);
+            quantize_down(z_row, count, z_steps(down), codes);
             down_group(down, index + i, count, codes, y_row);
         }
     }

@@ -2,7 +2,7 @@
 // defines `struct P` (see avx2_primitives.h, neon_primitives.h) before it includes this:
 //
 //   kLanes; F (floats), I (int32), Codes (32 signed or unsigned bytes), Pair (two neurons' codes for 16 outputs)
-//   F zero(), set1(float), load(const float*), load_bf16(const uint8_t*), load_half(const uint8_t*),
+//   F zero(), set1(float), load(const float*), load_bf16(const uint8_t*), load_half(const void*),
 //     load_int8(const uint8_t*), add(F, F), mul(F, F), fma(a, b, c) = a*b + c, to_float(I); store(float*, F); float sum(F)
 //   I izero(), iset1(int32), iadd(I, I)
 //   Codes load_x(const int8_t*), load_q8(const uint8_t*) (code - 128); unpack_q4(const uint8_t*, Codes& low, Codes& high)
@@ -176,7 +176,7 @@ struct GroupScales {
 
     F load(int32_t at) const {
         if (units == nullptr) return P::load_half(scales + 2 * at);
-        return P::mul(P::load_half(reinterpret_cast<const uint8_t*>(units + at)), P::load_int8(scales + at));
+        return P::mul(P::load_half(units + at), P::load_int8(scales + at));
     }
 };
 
@@ -211,8 +211,8 @@ void accumulate_quantized(const DownView& down, const int32_t* index, int32_t n,
     DownCodes* codes = static_cast<DownCodes*>(kernel_scratch(static_cast<size_t>(num_rows) * sizeof(DownCodes)));
     for (int32_t i = 0, count = 0; i < n; i += count) {
         count = same_group(index + i, n - i);
-        for (int32_t t = 0; t < num_rows; ++t) quantize_down(z + t * z_stride + i, count, down.z_steps(), codes[t]);
-        const GroupScales scales = {down.scales + static_cast<size_t>(index[i] / kGroup) * down.group_bytes(), down.units};
+        for (int32_t t = 0; t < num_rows; ++t) quantize_down(z + t * z_stride + i, count, z_steps(down), codes[t]);
+        const GroupScales scales = {down.scales + static_cast<size_t>(index[i] / kGroup) * group_scale_bytes(down), down.units};
         DownPanel panel;
         for (int32_t chunk = 0; chunk < down.hidden_padded / kChunk; ++chunk) {
             fill_panel<format>(down, index + i, count, chunk, panel);

@@ -28,7 +28,9 @@ struct P {
     static F fma(F a, F b, F c) { return vfmaq_f32(c, a, b); }
     static F to_float(I a) { return vcvtq_f32_s32(a); }
     static float half(uint16_t a) { return half_to_float(a); }
-    static F load_half(const uint8_t* p) { return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(p))); }
+    static F load_half(const void* p) {
+        return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(static_cast<const uint8_t*>(p))));
+    }
     static F load_int8(const uint8_t* p) {
         uint32_t four;
         __builtin_memcpy(&four, p, sizeof four);
