@@ -144,7 +144,7 @@ class _Builder:
             elif name == "inputs":
                 continue  # came with the rows
             elif name == "down":
-                yield from self._down(prefix, self._in_kind(prefix + DOWN, self._kind))
+                yield from self._columns(prefix, name, "down_scales", self._in_kind(prefix + DOWN, self._kind))
             elif name in ROWS:
                 parts = tuple(prefix + part for part in ROWS[name])
                 yield self._add_rows(prefix + name, self._matrix(parts, self._kind))
@@ -198,18 +198,18 @@ class _Builder:
         yield from self._inputs(prefix, stack_rows(wide))
 
     def _inputs(self, prefix: str, blocks: Blocks) -> Iterator[str]:
+        if self._kind != "q4":
+            yield from self._columns(prefix, "inputs", "input_scales", blocks)
+            return
         yield self._add_columns(f"{prefix}inputs", blocks)
-        if self._kind == "q8":
-            yield self._add_scales(f"{prefix}input_scales", "column_scales", pack_column_scales(blocks), blocks)
-        elif self._kind == "q4":
-            codes, units = code_column_scales(blocks)
-            yield self._add_scales(f"{prefix}input_scales", "coded_scales", codes, blocks)
-            yield self._add_scales(f"{prefix}input_units", "scale_units", units, blocks)
+        codes, units = code_column_scales(blocks)
+        yield self._add_scales(f"{prefix}input_scales", "coded_scales", codes, blocks)
+        yield self._add_scales(f"{prefix}input_units", "scale_units", units, blocks)
 
-    def _down(self, prefix: str, blocks: Blocks) -> Iterator[str]:
-        yield self._add_columns(f"{prefix}down", blocks)
+    def _columns(self, prefix: str, name: str, scales_name: str, blocks: Blocks) -> Iterator[str]:
+        yield self._add_columns(prefix + name, blocks)
         if self._kind != "bf16":
-            yield self._add_scales(f"{prefix}down_scales", "column_scales", pack_column_scales(blocks), blocks)
+            yield self._add_scales(prefix + scales_name, "column_scales", pack_column_scales(blocks), blocks)
 
     def _add_columns(self, name: str, blocks: Blocks) -> str:
         shape, outputs = blocks.shape[::-1], blocks.shape[0]
