@@ -242,8 +242,9 @@ int main(int argc, char** argv) {
     const Model model;
     std::vector<Run> runs;
     for (const Kind& kind : kKinds) {
+        const Lists lists = choose_all(kind);
         for (const Prefetching& way : kWays) {
-            runs.push_back({kind, way, choose_all(kind), {}});
+            runs.push_back({kind, way, lists, {}});
             if (kind.dense()) break;
         }
     }
