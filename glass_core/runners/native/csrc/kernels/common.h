@@ -3,7 +3,6 @@
 // For the same reason the kernel files use no standard library templates.
 #pragma once
 
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -15,17 +14,17 @@ namespace glass {
 void* kernel_scratch(size_t bytes);
 
 [[maybe_unused]] static inline float bf16_to_float(uint16_t bits) {
-    return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+    return __builtin_bit_cast(float, static_cast<uint32_t>(bits) << 16);
 }
 
 // IEEE 754 binary16 to binary32, exact, subnormals included.
 [[maybe_unused]] static inline float half_to_float(uint16_t half) {
     const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
     const uint32_t magnitude = half & 0x7fffu;
-    if (magnitude >= 0x7c00u) return std::bit_cast<float>(sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
+    if (magnitude >= 0x7c00u) return __builtin_bit_cast(float, sign | 0x7f800000u | ((magnitude & 0x3ffu) << 13));
     // rebias by a multiplication, which also normalizes subnormals: 2^(127 - 15)
-    const float value = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-    return std::bit_cast<float>(std::bit_cast<uint32_t>(value) | sign);
+    const float value = __builtin_bit_cast(float, magnitude << 13) * 0x1p112f;
+    return __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, value) | sign);
 }
 
 [[maybe_unused]] static inline uint16_t load_u16(const uint8_t* bytes) {

@@ -23,7 +23,7 @@ void drop_below(const float* values, const float* weights, const int32_t* index,
 void clear_unmarked(const uint32_t* bits, int32_t n, float* values) {
     for (int32_t i = 0; i < n; ++i) {
         const uint32_t kept = 0u - ((bits[i / 32] >> (i % 32)) & 1u);
-        values[i] = std::bit_cast<float>(std::bit_cast<uint32_t>(values[i]) & kept);
+        values[i] = __builtin_bit_cast(float, __builtin_bit_cast(uint32_t, values[i]) & kept);
     }
 }
 
